@@ -1,0 +1,120 @@
+# Model Forge: documents in, a fine-tuned, verified GGUF out. `make` lists the targets.
+# One rule a phase, in run order. make decides by time, cheaply; each script decides by content, surely:
+# a touched file costs a second, never a training.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.NOTPARALLEL:                    # one GPU, one phase at a time, even under -j
+.DEFAULT_GOAL := help
+
+CONFIG ?= config/training_config.yaml
+VENV   ?= .venv
+PYTHON := $(VENV)/bin/python
+ifdef PROMPT                     # text of a person: taken as it is, neither make nor a shell reads it
+override PROMPT := $(value PROMPT)
+export PROMPT
+endif
+
+# ---- the config, read before anything else ------------------------------------------------------------
+# An included makefile is remade even under `make -n`, so -n sees today's config and documents.
+# MAKE_RESTARTS: once a run, or a file dated in the future makes make loop.
+CONFIG_MK := build/$(subst /,-,$(basename $(CONFIG))).mk
+NEED_NO_CONFIG := help setup env test lint clean clean-models init
+ifneq ($(filter-out $(NEED_NO_CONFIG),$(or $(MAKECMDGOALS),help)),)
+include $(CONFIG_MK)
+endif
+ifndef MAKE_RESTARTS
+$(CONFIG_MK): FORCE | $(VENV)/light.ok
+	@$(PYTHON) scripts/sync_config.py --config "$(CONFIG)" --makefile $@ --goals "$(MAKECMDGOALS)"
+endif
+$(BUILD)/%.json: | $(CONFIG_MK) ;
+
+# ---- set-up: a light step that reads the config, a heavy one that the phases wait for --------------------
+SETUP = VENV="$(VENV)" TORCH="$(TORCH)" LLAMA_CUDA="$(LLAMA_CUDA)" PYTHON3="$(PYTHON3)" scripts/setup_environment.sh
+$(VENV)/light.ok:
+	@$(SETUP) light
+$(VENV)/ready.ok: requirements-finetuning.txt scripts/setup_environment.sh | $(VENV)/light.ok
+	@$(SETUP) full
+READY := $(VENV)/ready.ok
+
+# ---- phases, in run order -------------------------------------------------------------------------------
+RUN = $(PYTHON) scripts/
+
+$(MODEL): $(BUILD)/model.json | $(READY)
+	@$(RUN)download_model.py --config "$(CONFIG)" $(FORCE_model)
+$(DATASET): $(MODEL) $(BUILD)/dataset.json $(BUILD)/dataset.sources.json scripts/forge_dataset.py | $(READY)
+	@$(RUN)forge_dataset.py --config "$(CONFIG)" $(FORCE_dataset)
+$(VALIDATE): $(MODEL) $(DATASET) $(BUILD)/validate.json scripts/validate_dataset.py | $(READY)
+	@$(RUN)validate_dataset.py --config "$(CONFIG)" $(FORCE_validate)
+$(TRAIN): $(MODEL) $(DATASET) $(VALIDATE) $(BUILD)/train.json | $(READY)
+	@$(RUN)fine_tune.py --config "$(CONFIG)" $(FORCE_train)
+$(VERIFY_ADAPTER): $(MODEL) $(DATASET) $(TRAIN) $(BUILD)/verify-adapter.json | $(READY)
+	@$(RUN)verify_adapter.py --config "$(CONFIG)" $(FORCE_verify-adapter)
+$(MERGE): $(MODEL) $(TRAIN) $(VERIFY_ADAPTER) $(BUILD)/merge.json | $(READY)
+	@$(RUN)merge_adapter.py --config "$(CONFIG)" $(FORCE_merge)
+$(VERIFY_MERGED): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(BUILD)/verify-merged.json | $(READY)
+	@$(RUN)verify_merged.py --config "$(CONFIG)" $(FORCE_verify-merged)
+$(GGUF): $(MODEL) $(MERGE) $(VERIFY_MERGED) $(BUILD)/gguf.json | $(READY)
+	@$(RUN)convert_to_gguf.py --config "$(CONFIG)" $(FORCE_gguf)
+$(VERIFY_GGUF): $(MODEL) $(DATASET) $(MERGE) $(GGUF) $(BUILD)/verify-gguf.json | $(READY)
+	@$(RUN)verify_gguf.py --config "$(CONFIG)" $(FORCE_verify-gguf)
+$(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(VERIFY_MERGED) $(GGUF) $(VERIFY_GGUF) \
+              $(BUILD)/modelfile.json $(BUILD)/modelfile.sources.json | $(READY)
+	@$(RUN)create_modelfile.py --config "$(CONFIG)" $(FORCE_modelfile)
+.SECONDARY: $(MERGE)             # 15 GB that a user may delete without a rerun
+
+.PHONY: all setup env model dataset validate train verify-adapter merge verify-merged gguf verify-gguf modelfile
+.PHONY: status ask runs redo init test lint clean clean-models help FORCE
+
+#: Everyday
+all: modelfile                   ## everything, up to a loadable, verified model
+	@$(PYTHON) scripts/summary.py --config "$(CONFIG)"
+setup: | $(VENV)/light.ok        ## install what the phases need (make all does it too)
+	@$(SETUP) full
+env: | $(VENV)/light.ok          ## check this machine: GPU, libraries, disk, memory
+	@VENV="$(VENV)" bash scripts/verify_environment.sh --config "$(CONFIG)"
+status:                          ## what is done, stale (and why) or missing
+	@$(PYTHON) scripts/status.py --config "$(CONFIG)"
+ask: $(MODELFILE)                ## ask the model: make ask PROMPT="Who are you?"
+	@$(PYTHON) scripts/ask.py --config "$(CONFIG)"
+runs:                            ## every adapter that is kept: settings that differ, losses
+	@$(PYTHON) scripts/runs.py --config "$(CONFIG)"
+init: | $(VENV)/light.ok         ## a config of your own: make init PRESET=qwen2-7b-8gb
+	@$(PYTHON) scripts/init_config.py --preset "$(PRESET)"
+
+#: Phases, in run order
+model: $(MODEL)                  ## get the base model
+dataset: $(DATASET)              ## documents to training rows
+validate: $(VALIDATE)            ## gate: check the rows
+train: $(TRAIN)                  ## fine-tune an adapter (QLoRA)
+verify-adapter: $(VERIFY_ADAPTER)  ## gate: check the adapter
+merge: $(MERGE)                  ## merge the adapter into the base
+verify-merged: $(VERIFY_MERGED)  ## gate: merged equals base plus adapter
+gguf: $(GGUF)                    ## convert to GGUF and quantize
+verify-gguf: $(VERIFY_GGUF)      ## gate: the GGUF against the merged model
+modelfile: $(MODELFILE)          ## write the Modelfile and gguf_model_manifest.json
+	@$(PYTHON) scripts/publish.py --config "$(CONFIG)"
+# The stamp counts as new (-W), so make runs the phase and, before it, only what is missing.
+redo:                            ## do one phase again: make redo PHASE=gguf
+	@[ -f "$(BUILD)/$(PHASE).json" ] || { echo "FAIL no phase '$(PHASE)'"; \
+	  echo "  do name one that make help lists: make redo PHASE=gguf"; exit 2; } >&2
+	@$(MAKE) --no-print-directory -W "$(BUILD)/$(PHASE).json" "$(PHASE)" "FORCE_$(PHASE)=--force"
+
+#: For contributors
+test: | $(VENV)/dev.ok           ## the tests, slow ones included
+	@$(PYTHON) -m pytest
+lint: | $(VENV)/dev.ok           ## ruff and shellcheck
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && \
+	  $(VENV)/bin/shellcheck scripts/*.sh .ci/run
+clean:                           ## remove logs, caches and half-built folders; nothing is retrained
+	@rm -rf build logs report .pytest_cache .ruff_cache models/.*.partial models/*/.*.partial dataset_package/.*.partial
+clean-models:                    ## remove every dataset, model and verdict that was made
+	@rm -rf dataset_package models evaluation build logs report Modelfile
+$(VENV)/dev.ok: requirements-dev.txt | $(READY)
+	@$(SETUP) dev
+help:                            ## this list
+	@awk -F ':.*## ' '/^#: /{printf "\n%s\n", substr($$0, 4)} /^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' Makefile
+	@echo; echo "CONFIG=$(CONFIG)   VENV=$(VENV)   TORCH=cpu|cu126|cu130 and LLAMA_CUDA=1 for make setup"
+FORCE:

@@ -1,0 +1,131 @@
+"""Write the Ollama Modelfile and the model's manifest, gathering what all phases found out.
+
+Reads ollama.* and project.* of the config, Modelfile.template, the records and verdicts of all phases and the
+deployed GGUF's header. Writes models/gguf/<name>.Modelfile and <name>.manifest.json, and copies them to
+Modelfile and gguf_model_manifest.json at the top. They hold no time and no path of this machine: the same
+model gives the same bytes.
+"""
+
+import json
+import string
+from pathlib import Path
+
+from forge import VERSION, files, graph, llama, manifest, phase, sources
+from forge.errors import ForgeError
+
+LARGEST_DEFAULT_CONTEXT = 8192  # tokens; more costs memory that 8 GB cards do not have
+
+
+def work(run: phase.Run) -> None:
+    deployed = run.layout.gguf_folder / run.facts("gguf")["deployed"]
+    header = llama.header(deployed)
+    parameters = sampling(run, header)
+    text = fill(run, deployed, parameters)
+    modelfile = run.staging / f"{run.layout.name}.Modelfile"
+    files.write_text(modelfile, text)
+    files.write_json(run.staging / run.record.name, gather(run, header, parameters))
+    run.say(f"context {parameters['num_ctx']} tokens, stop at {run.facts('model')['end_token']}")
+
+
+def sampling(run: phase.Run, header: dict) -> dict:
+    """Ollama's parameters; the context is never shorter than what was trained, nor longer than the model's."""
+    wanted = run.settings["ollama"]
+    trained = run.inputs["train"]["settings"]["training"]["max_length"]
+    made_for = int(header.get(f"{header['general.architecture']}.context_length", LARGEST_DEFAULT_CONTEXT))
+    context = wanted["num_ctx"] or min(made_for, LARGEST_DEFAULT_CONTEXT)
+    if context > made_for or context < trained:
+        raise ForgeError(
+            f"ollama.num_ctx {context} is not between the training length {trained} and the model's {made_for}",
+            "set ollama.num_ctx to null or to a value between the two",
+        )
+    return {"num_ctx": context, **{key: wanted[key] for key in ("temperature", "top_p", "repeat_penalty")}}
+
+
+def fill(run: phase.Run, deployed: Path, parameters: dict) -> str:
+    project = run.settings["project"]
+    template = string.Template(Path(sources.MODELFILE_TEMPLATE).read_text(encoding="utf-8"))
+    slots = {
+        "name": project["name"],
+        "version": one_line(project["version"]),
+        "base": one_line(run.facts("model")["base_model_name"]),
+        "model_name": model_name(run),
+        "from_path": f"./{deployed.as_posix()}",
+        "stops": stop_line(run.facts("model")["end_token"]),
+        "system": system_lines(project["system_prompt"]),
+        **parameters,
+    }
+    try:
+        return template.substitute(slots).rstrip("\n") + "\n"
+    except (KeyError, ValueError) as error:
+        raise ForgeError(
+            f"{sources.MODELFILE_TEMPLATE}: {error} is no slot", f"known slots: {', '.join(sorted(slots))}"
+        ) from None
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def model_name(run: phase.Run) -> str:
+    return run.settings["ollama"]["model_name"] or run.settings["project"]["name"].lower()
+
+
+def stop_line(token: str) -> str:
+    if '"' in token or "\n" in token:
+        raise ForgeError(f"the end token {token!r} cannot be written into a Modelfile", "choose another base")
+    return f'PARAMETER stop "{token}"'
+
+
+def system_lines(prompt: str) -> str:
+    """`SYSTEM` in triple quotes. A prompt that would end them early is refused: nothing may be injected."""
+    if not prompt:
+        return ""
+    if '"""' in prompt or prompt.endswith('"'):
+        raise ForgeError(
+            'project.system_prompt holds """ or ends with a quotation mark, which a Modelfile cannot hold',
+            "rephrase the system prompt",
+        )
+    return f'SYSTEM """{prompt}"""'
+
+
+def gather(run: phase.Run, header: dict, parameters: dict) -> dict:
+    """The model's manifest: files, lineage, verdicts, fidelity, and how it is to be run."""
+    model, gguf = run.inputs["model"], run.facts("gguf")
+    verdicts = {row.name: verdict(run, row.name) for row in graph.PHASES if row.gate}
+    modelfile = f"{run.layout.name}.Modelfile"
+    return {
+        "name": run.layout.name,
+        "version": run.settings["project"]["version"],
+        "description": run.settings["project"]["description"],
+        "license": run.settings["project"]["license"],
+        "deployed": gguf["deployed"],
+        "files": [{"quantization": name, **made} for name, made in gguf["files"].items()],
+        "architecture": header["general.architecture"],
+        "context_length": header.get(f"{header['general.architecture']}.context_length"),
+        "chat_template_sha256": run.facts("model")["chat_template_sha256"],
+        "parameters": {**parameters, "stop": [run.facts("model")["end_token"]]},
+        "base": {
+            "name": run.facts("model")["base_model_name"],
+            "revision": run.facts("model")["revision"],
+            "sha256": manifest.digest(model),
+        },
+        "data": {"sha256": manifest.digest(run.inputs["dataset"]), "rows": run.facts("dataset")["rows"]},
+        "adapter": {"sha256": manifest.digest(run.inputs["train"]), **run.facts("train")},
+        "verdicts": {name: content["verdict"] for name, content in verdicts.items()},
+        "fidelity": verdicts["verify-gguf"]["fidelity"],
+        "model_forge": VERSION,
+        # the record of this phase, as every phase has one
+        "subject": manifest.describe(run.staging, [modelfile]),
+        "phase": run.phase.name,
+        "config": run.config.digest(run.phase.name),
+        "settings": run.settings,
+        "inputs": run.input_digests(),
+    }
+
+
+def verdict(run: phase.Run, gate: str) -> dict:
+    return json.loads((run.layout.gate(gate) / "verdict.json").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    phase.start(__doc__, "modelfile", work)

