@@ -81,6 +81,11 @@ ask: $(MODELFILE)                ## ask the model: make ask PROMPT="Who are you?
 	@$(PYTHON) scripts/ask.py --config "$(CONFIG)"
 runs:                            ## every adapter that is kept: settings that differ, losses
 	@$(PYTHON) scripts/runs.py --config "$(CONFIG)"
+# The stamp counts as new (-W), so make runs the phase and, before it, only what is missing.
+redo:                            ## do one phase again: make redo PHASE=gguf
+	@[ -f "$(BUILD)/$(PHASE).json" ] || { echo "FAIL no phase '$(PHASE)'"; \
+	  echo "  do name one that make help lists: make redo PHASE=gguf"; exit 2; } >&2
+	@$(MAKE) --no-print-directory -W "$(BUILD)/$(PHASE).json" "$(PHASE)" "FORCE_$(PHASE)=--force"
 init: | $(VENV)/light.ok         ## a config of your own: make init PRESET=qwen2-7b-8gb
 	@$(PYTHON) scripts/init_config.py --preset "$(PRESET)"
 
@@ -95,12 +100,10 @@ verify-merged: $(VERIFY_MERGED)  ## gate: merged equals base plus adapter
 gguf: $(GGUF)                    ## convert to GGUF and quantize
 verify-gguf: $(VERIFY_GGUF)      ## gate: the GGUF against the merged model
 modelfile: $(MODELFILE)          ## write the Modelfile and gguf_model_manifest.json
-	@$(PYTHON) scripts/publish.py --config "$(CONFIG)"
-# The stamp counts as new (-W), so make runs the phase and, before it, only what is missing.
-redo:                            ## do one phase again: make redo PHASE=gguf
-	@[ -f "$(BUILD)/$(PHASE).json" ] || { echo "FAIL no phase '$(PHASE)'"; \
-	  echo "  do name one that make help lists: make redo PHASE=gguf"; exit 2; } >&2
-	@$(MAKE) --no-print-directory -W "$(BUILD)/$(PHASE).json" "$(PHASE)" "FORCE_$(PHASE)=--force"
+	@$(call publish,$(OLLAMA_FILE),Modelfile)
+	@$(call publish,$(MODELFILE),gguf_model_manifest.json)
+# The copies at the top are this CONFIG's, rewritten only when they differ.
+publish = cmp -s $(1) $(2) || { cp $(1) $(2).partial && mv $(2).partial $(2) && echo "wrote $(2)"; }
 
 #: For contributors
 test: | $(VENV)/dev.ok           ## the tests, slow ones included

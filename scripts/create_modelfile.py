@@ -1,7 +1,7 @@
 """Write the Ollama Modelfile and the model's manifest, gathering what all phases found out.
 
 Reads ollama.* and project.* of the config, Modelfile.template, the records and verdicts of all phases and the
-deployed GGUF's header. Writes models/gguf/<name>.Modelfile and <name>.manifest.json, and copies them to
+deployed GGUF's header. Writes models/gguf/<name>.Modelfile and <name>.manifest.json; make copies them to
 Modelfile and gguf_model_manifest.json at the top. They hold no time and no path of this machine: the same
 model gives the same bytes.
 """

@@ -22,9 +22,6 @@ from pathlib import Path
 from forge import config, graph, manifest, phase, sources
 from forge.files import write_if_changed
 
-# Goals whose names promise the whole pipeline, or that build nothing.
-ANNOUNCED = {"all", "redo", "status", "runs", "init", "env", "ask", "clean-models"}
-
 
 def main() -> None:
     parser = phase.parser(__doc__)
@@ -83,10 +80,9 @@ def makefile(configuration: config.Config) -> str:
     names = {"NAME": layout.name, "BUILD": layout.build}
     for row in graph.PHASES:
         names[row.name.upper().replace("-", "_")] = row.record(layout)
-    names["GGUFS"] = " ".join(str(layout.gguf(name)) for name in configuration.values.gguf.quantizations)
-    names["PUBLISHED_MODELFILE"] = layout.gguf_folder / f"{layout.name}.Modelfile"
-    for name, value in names.items():
-        if any(character in str(value) for character in "$#:%\\") or (name != "GGUFS" and " " in str(value)):
+    names["OLLAMA_FILE"] = layout.gguf_folder / f"{layout.name}.Modelfile"
+    for value in names.values():
+        if any(character in str(value) for character in "$#:%\\") or " " in str(value):
             raise config.ForgeError(
                 f"make cannot handle the path {value}",
                 "name the base model's folder without spaces, $, #, : and %",
@@ -95,19 +91,19 @@ def makefile(configuration: config.Config) -> str:
 
 
 def announce(goal: str, stale: dict[str, str], layout: graph.Layout) -> None:
-    """Say which phases a goal will start that its name does not promise, why, and how long they took."""
-    if goal in ANNOUNCED or goal not in graph.BY_NAME:
+    """Say in one line which phases a goal will start that its name does not promise, why, and how long."""
+    if goal not in graph.BY_NAME:
         return
-    first = None
+    notes: list[str] = []
     for row in graph.upstream(goal):
         # one stale phase makes all after it run
-        reason = stale.get(row.name) or (first and f"{first} runs")
-        if reason is None or row.name == goal:
-            continue
-        first = first or row.name
-        content = manifest.read(row.record(layout))
-        took = f"about {content['seconds']:.0f} s as last time" if content and "seconds" in content else "not timed yet"
-        print(f"{goal} needs {row.name} first: {reason} ({took})", file=sys.stderr)
+        reason = stale.get(row.name) or (f"after {notes[0].split()[0]}" if notes else None)
+        if reason is not None and row.name != goal:
+            content = manifest.read(row.record(layout))
+            took = f", {content['seconds']:.0f} s last time" if content and "seconds" in content else ""
+            notes.append(f"{row.name} ({reason}{took})")
+    if notes:
+        print(f"{goal} needs first: {'; '.join(notes)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
