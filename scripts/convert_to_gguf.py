@@ -50,7 +50,7 @@ def convert(run: phase.Run, folder: Path) -> Path:
             "general.name": project["name"],
             "general.version": project["version"],
             "general.description": project["description"],
-            "general.license": project["license"],
+            "general.license.name": project["license"],
             "general.finetune": "model-forge",
         },
     )

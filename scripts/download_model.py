@@ -9,6 +9,8 @@ Only safetensors weights are taken. HF_TOKEN (environment or .env) opens gated m
 mirror. Writes the model's files and manifest.json with every file's SHA-256 and the revision.
 """
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -143,44 +145,55 @@ def link_files(source: Path, target: Path) -> None:
 
 def from_hub(run: phase.Run, name: str, revision: str | None) -> dict:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
-    token = _token()
-    wanted = {"repo_id": name, "revision": revision, "token": token, "allow_patterns": list(models.MODEL_FILES)}
+    wanted = {"repo_id": name, "revision": revision, "token": _token(), "allow_patterns": list(models.MODEL_FILES)}
     try:
         listed = snapshot_download(dry_run=True, **wanted)
         size = sum(item.file_size or 0 for item in listed if item.will_download)
         run.say(f"{size / 1e9:.2f} GB to download, {len(listed)} files")
         files.require_free_space(Path.home(), size, "the download")
         snapshot = Path(snapshot_download(**wanted))
-    except GatedRepoError:
-        raise ForgeError(
-            f"{name} is gated: the Hub wants your consent first",
-            f"accept its terms on huggingface.co/{name}, then put HF_TOKEN=... into .env",
-            ENVIRONMENT,
-        ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ForgeError(
-            f"the Hub has no {name}{'@' + revision if revision else ''} for you: {one_line(error)[:120]}",
-            "check model.base_model_name and model.revision; a private model needs HF_TOKEN in .env",
-            BAD_INPUT,
-        ) from None
     except (HfHubHTTPError, OSError) as error:
-        if getattr(error, "errno", None) is not None and not isinstance(error, ConnectionError):
-            raise
-        raise ForgeError(
-            f"the Hub cannot be reached or refused: {type(error).__name__}: {one_line(error)[:160]}",
-            "check the network, HF_ENDPOINT and HF_TOKEN, and run make model again: it resumes",
-            ENVIRONMENT,
-        ) from None
+        raise explain_hub(error, name, revision) from None
     link_files(snapshot, run.staging)
     return {"revision": snapshot.name}
 
 
+def explain_hub(error: Exception, name: str, revision: str | None) -> Exception:
+    """What the Hub refused, and what to do. huggingface_hub may wrap the refusal in another error."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    while not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, GatedRepoError):
+        return ForgeError(
+            f"{name} is gated: the Hub wants your consent first",
+            f"accept its terms on huggingface.co/{name}, then put HF_TOKEN=... into .env",
+            ENVIRONMENT,
+        )
+    if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+        return ForgeError(
+            f"the Hub has no {name}{'@' + revision if revision else ''} for you: {one_line(error)[:120]}",
+            "check model.base_model_name and model.revision; a private model needs HF_TOKEN in .env",
+            BAD_INPUT,
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return error
+    return ForgeError(
+        f"the Hub cannot be reached or refused: {type(error).__name__}: {one_line(error)[:160]}",
+        "check the network, HF_ENDPOINT and HF_TOKEN, and run make model again: it resumes",
+        ENVIRONMENT,
+    )
+
+
 def _token() -> str | None:
     """HF_TOKEN or HUGGING_FACE_TOKEN from the environment or .env; it goes nowhere but into the request."""
-    import os
-
     from dotenv import dotenv_values
 
     known = {**dotenv_values(".env"), **os.environ}

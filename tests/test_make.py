@@ -280,7 +280,8 @@ def test_surprising_work_is_announced_before_it_starts(built):
     built.edit("learning_rate: 0.001", "learning_rate: 0.002")
     done = built.run("-n", "gguf")
     assert re.search(
-        r"gguf needs first: train \(training.learning_rate 0.001 -> 0.002, \d+ s last time\); verify-adapter", done.stderr
+        r"gguf needs first: train \(training.learning_rate 0.001 -> 0.002, \d+ s last time\); verify-adapter",
+        done.stderr,
     )
     assert built.run("-n", "model").stderr == ""
 
@@ -309,7 +310,7 @@ def test_a_retrained_adapter_is_kept_and_can_be_restored(built):
 
 def test_a_prompt_reaches_the_script_as_it_was_typed(built):
     (built.root / "scripts/ask.py").write_text("import os\nprint(os.environ['PROMPT'])\n", encoding="utf-8")
-    prompt = "what's \"$(shell touch pwned)\" `touch pwned2` $5 $HOME; touch pwned3 #x"
+    prompt = 'what\'s "$(shell touch pwned)" `touch pwned2` $5 $HOME; touch pwned3 #x'
     assert built.make("ask", f"PROMPT={prompt}").splitlines()[-1] == prompt
     assert list(built.root.glob("pwned*")) == []
 

@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 
 from forge import VERSION, config, files, graph, manifest, sources
-from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTERRUPTED, LOCKED, OK, ForgeError, one_line
+from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTEGRITY, INTERRUPTED, LOCKED, OK, ForgeError, one_line
 
 PACKAGES = [
     "torch",
@@ -131,6 +131,23 @@ class Run:
                 )
             manifest.verify(record, content, self.phase.weights)
             self.inputs[name] = content
+        self.require_one_lineage()
+
+    def require_one_lineage(self) -> None:
+        """What is read was made from each other: an adapter from this base, a GGUF from this merged model.
+
+        make sees to that; a script that is run alone could be given an adapter of another base.
+        """
+        for name, content in self.inputs.items():
+            for item in content["inputs"]:
+                other = self.inputs.get(item["name"])
+                if other is not None and manifest.digest(other) != item["sha256"]:
+                    folder = graph.BY_NAME[name].folder(self.layout)
+                    raise ForgeError(
+                        f"{folder} was made from another {item['name']} than is there now",
+                        f"run make {name} CONFIG={self.config.path}, or restore the {item['name']} it was made from",
+                        INTEGRITY,
+                    )
 
     def write_record(self, facts: dict, folder: Path, names: list[str] | None = None, **more: object) -> None:
         content = {

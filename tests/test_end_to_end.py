@@ -1,0 +1,331 @@
+"""The whole chain for real, on a tiny random model with a real vocabulary: real training, real llama.cpp."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from forge import files, llama, manifest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+GGUF = Path("models/gguf/test-Q4_K_M.gguf")
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, tiny_base) -> Path:
+    """A checkout, its path with a space, in which `make all` ran once."""
+    from conftest import PAGES
+
+    root = tmp_path_factory.mktemp("chain") / "a forge"
+    for name in ("scripts", "config"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    for name in ("Makefile", "Modelfile.template", "requirements-finetuning.txt", "requirements-dev.txt"):
+        shutil.copy2(ROOT / name, root / name)
+    (root / "documents").mkdir()
+    for name, text in PAGES.items():
+        (root / "documents" / name).write_text(text, encoding="utf-8")
+    (root / "config/test.yaml").write_text(CONFIG.format(base=tiny_base), encoding="utf-8")
+    (root / "venv/bin").mkdir(parents=True)
+    wrapper = root / "venv/bin/python"
+    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    wrapper.chmod(0o755)
+    for stamp in ("light.ok", "ready.ok"):
+        (root / "venv" / stamp).touch()
+    done = make(root, "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+CONFIG = """\
+project:
+  name: test
+  license: mit
+  system_prompt: You are Maja. Answer in one sentence.
+model: {{base_model_name: {base}}}
+data:
+  sources: [{{path: documents}}]
+  max_tokens: 256
+  thresholds: {{minimum_training_rows: 4}}
+lora: {{r: 8, lora_alpha: 16, lora_dropout: 0.05}}
+training:
+  num_train_epochs: 6
+  per_device_train_batch_size: 2
+  gradient_accumulation_steps: 1
+  learning_rate: 0.005
+  max_length: 256
+  gradient_checkpointing: false
+  logging_steps: 1
+  eval_steps: 4
+  save_steps: 4
+evaluation: {{heldout_rows: 4, questions: 2, max_new_tokens: 8, minimum_stop_rate: 0}}
+gguf:
+  quantizations: [Q4_K_M, Q8_0]
+  fidelity: {{maximum_mean_kl: 1.0, minimum_top_agreement: 0.5}}
+"""
+
+
+def make(root: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["make", "VENV=venv", "CONFIG=config/test.yaml", *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def script(root: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, f"scripts/{name}", "--config", "config/test.yaml", *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def copy(chain, tmp_path) -> Path:
+    """The finished checkout, to be harmed."""
+    root = tmp_path / "a copy"
+    shutil.copytree(chain, root, symlinks=True)
+    return root
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_phase_leaves_its_files_and_nothing_else(chain):
+    assert names(chain / "models/test-adapter") == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+        "metrics.jsonl",
+    ]
+    assert names(chain / "models/gguf") == [
+        "test-Q4_K_M.gguf",
+        "test-Q8_0.gguf",
+        "test.Modelfile",
+        "test.fidelity.json",
+        "test.gguf.json",
+        "test.manifest.json",
+    ]
+    assert names(chain / "models") == ["base", "checkpoints", "gguf", "merged", "test-adapter"]
+    assert names(chain / "models/checkpoints") == []
+    assert names(chain / "evaluation/test") == ["validate", "verify-adapter", "verify-gguf", "verify-merged"]
+
+
+def test_the_model_manifest_tells_the_lineage_and_no_path(chain):
+    text = (chain / "gguf_model_manifest.json").read_text(encoding="utf-8")
+    made = json.loads(text)
+    for item in made["files"]:
+        assert item["sha256"] == files.sha256_file(chain / "models/gguf" / item["name"])
+    assert [item["quantization"] for item in made["files"]] == ["Q4_K_M", "Q8_0"]
+    assert set(made["verdicts"].values()) == {"PASS"}
+    assert made["fidelity"]["Q8_0"]["mean_kl"] < made["fidelity"]["Q4_K_M"]["mean_kl"]
+    for record, name in ((chain / "models/test-adapter", "adapter"), (chain / "dataset_package/test", "data")):
+        assert made[name]["sha256"] == manifest.digest(manifest.read(record / "manifest.json"))
+    assert str(chain) not in text
+
+
+def test_the_modelfile(chain):
+    text = (chain / "Modelfile").read_text(encoding="utf-8")
+    assert "\nFROM ./models/gguf/test-Q4_K_M.gguf\n" in text
+    assert '\nPARAMETER stop "<|im_end|>"\n' in text
+    assert "\nPARAMETER num_ctx 512\n" in text
+    assert text.endswith('SYSTEM """You are Maja. Answer in one sentence."""\n')
+
+
+def test_the_gguf_carries_template_name_and_licence(chain, tiny_tokenizer):
+    header = llama.header(chain / GGUF)
+    assert header["tokenizer.chat_template"] == tiny_tokenizer.chat_template
+    assert header["general.name"] == "test"
+    assert header["general.license.name"] == "mit"
+    assert not any(str(chain) in str(value) for value in header.values())
+
+
+def test_nothing_to_do_the_second_time(chain):
+    before = (chain / GGUF).stat().st_mtime_ns
+    done = make(chain, "all")
+    assert "==" not in done.stdout
+    assert (chain / GGUF).stat().st_mtime_ns == before
+
+
+def test_ask_and_verify_adapter_answer(chain):
+    done = subprocess.run(
+        ["make", "VENV=venv", "CONFIG=config/test.yaml", "ask", "PROMPT=Who are you?"],
+        cwd=chain,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    (chain / "questions.txt").write_text("Who are you?\n\nWhat is honey?\n", encoding="utf-8")
+    for kind in ("adapter", "merged"):
+        arguments = ("--model-type", kind, "--file", "questions.txt", "--max-new-tokens", "4", "--do-sample")
+        done = script(chain, "verify_adapter.py", *arguments, "--temperature", "0.5")
+        assert done.returncode == 0, done.stderr
+        assert re.findall(r"^> .*", done.stdout, flags=re.M) == ["> Who are you?", "> What is honey?"]
+
+
+def kill_when(root: Path, arguments: list[str], ready, how: int) -> subprocess.Popen:
+    """Start make, wait until `ready()` is true, send the signal to all its processes, wait for the end."""
+    process = subprocess.Popen(
+        ["make", "VENV=venv", "CONFIG=config/test.yaml", *arguments],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.time() + 120
+    while not ready() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, how)
+    process.communicate()
+    return process
+
+
+def test_a_training_killed_and_resumed_gives_the_same_file_bit_for_bit(chain, copy):
+    wanted = {path.name: files.sha256_file(path) for path in (chain / "models/gguf").glob("*.gguf")}
+    shutil.rmtree(copy / "models/test-adapter")
+    shutil.rmtree(copy / "models/gguf")
+
+    def sealed() -> bool:
+        return bool(list((copy / "models/checkpoints/test").glob("*/checkpoint-*/complete.json")))
+
+    kill_when(copy, ["all"], sealed, signal.SIGKILL)
+    assert sealed()
+    assert not (copy / "models/test-adapter").exists()
+    done = make(copy, "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"resuming from checkpoint-\d+", done.stdout)
+    assert {path.name: files.sha256_file(path) for path in (copy / "models/gguf").glob("*.gguf")} == wanted
+
+
+def test_sigterm_saves_a_checkpoint_and_ends_with_75(copy):
+    shutil.rmtree(copy / "models/test-adapter")
+
+    def begun() -> bool:
+        log = copy / "logs/train.log"
+        return log.is_file() and log.read_text(encoding="utf-8").count("step 3/") > 1
+
+    log = copy / "logs/train.log"
+    before = log.read_text(encoding="utf-8").count("step 3/")
+    process = subprocess.Popen(
+        [sys.executable, "scripts/fine_tune.py", "--config", "config/test.yaml"],
+        cwd=copy,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and log.read_text(encoding="utf-8").count("step 3/") == before:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 75, errors
+    assert "FAIL interrupted; a checkpoint is saved" in errors
+    assert "resuming from checkpoint-" in script(copy, "fine_tune.py").stdout
+
+
+def test_a_damaged_checkpoint_is_passed_over(copy, monkeypatch):
+    from forge import checkpoints
+
+    folder = copy / "checks"
+    for number in (8, 16, 100):
+        (folder / f"checkpoint-{number}").mkdir(parents=True)
+        (folder / f"checkpoint-{number}/optimizer.pt").write_text("state", encoding="utf-8")
+        checkpoints.seal(folder / f"checkpoint-{number}")
+    (folder / "checkpoint-100/optimizer.pt").unlink()
+    (folder / "checkpoint-200").mkdir()  # killed before its seal
+    said: list[str] = []
+    assert checkpoints.latest(folder, said.append) == folder / "checkpoint-16"
+    assert len(said) == 3
+    assert names(folder) == ["checkpoint-16", "checkpoint-8"]
+
+
+def test_a_flipped_byte_in_the_adapter_is_found_before_the_merge(copy):
+    path = copy / "models/test-adapter/adapter_model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    done = script(copy, "merge_adapter.py", "--force")
+    assert done.returncode == 6
+    assert "adapter_model.safetensors does not have its recorded SHA-256" in done.stderr
+
+
+def test_a_truncated_gguf_is_refused(copy):
+    path = copy / GGUF
+    path.write_bytes(path.read_bytes()[:-1000])
+    done = script(copy, "verify_gguf.py")
+    assert done.returncode == 6
+    assert "test-Q4_K_M.gguf has" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_adapter_of_another_base_is_refused(copy, tiny_base, tmp_path):
+    other = tmp_path / "other-base"
+    shutil.copytree(tiny_base, other)
+    raw = bytearray((other / "model.safetensors").read_bytes())
+    raw[-2] ^= 1
+    (other / "model.safetensors").write_bytes(raw)
+    config = copy / "config/test.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace(str(tiny_base), str(other)), encoding="utf-8")
+    assert script(copy, "download_model.py").returncode == 0
+    done = script(copy, "verify_adapter.py", "--force")
+    assert done.returncode == 6
+    assert "was made from another model than is there now" in done.stderr
+    done = script(copy, "merge_adapter.py", "--force")
+    assert done.returncode == 3
+    assert "verify-adapter passed for another model than is there now" in done.stderr
+
+
+def test_a_zero_adapter_does_not_pass(copy):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = copy / "models/test-adapter"
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({name: torch.zeros_like(value) for name, value in weights.items()}, folder / "adapter_model.safetensors")
+    record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    record["subject"] = manifest.describe(folder, [item["name"] for item in record["subject"]])
+    files.write_json(folder / "manifest.json", record)
+    done = script(copy, "verify_adapter.py")
+    assert done.returncode == 3
+    assert "adapter matrices that are not zero: 0, wanted all of 14" in done.stderr
+    verdict = json.loads((copy / "evaluation/test/verify-adapter/verdict.json").read_text(encoding="utf-8"))
+    assert verdict["verdict"] == "FAIL"
+    assert not (copy / "evaluation/test/verify-adapter/gate.ok").exists()
+
+
+def test_a_merged_model_that_lost_the_adapter_does_not_pass(copy, tiny_base):
+    folder = copy / "models/merged/test-merged"
+    shutil.copyfile(tiny_base / "model.safetensors", folder / "model.safetensors")
+    record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    record["subject"] = manifest.describe(folder, [item["name"] for item in record["subject"]])
+    files.write_json(folder / "manifest.json", record)
+    done = script(copy, "verify_merged.py")
+    assert done.returncode == 3
+    assert "mean KL divergence from base plus adapter" in done.stderr
+
+
+def test_a_gguf_of_another_model_does_not_pass(copy, tiny_base):
+    """The base's own GGUF under the tuned one's name: whole and loadable, and not what was trained."""
+    folder = copy / "models/gguf"
+    llama.convert(tiny_base, folder / "base.gguf", "bf16", "test")
+    llama.quantize(folder / "base.gguf", copy / GGUF, "Q4_K_M")
+    (folder / "base.gguf").unlink()
+    record = json.loads((folder / "test.gguf.json").read_text(encoding="utf-8"))
+    record["subject"] = manifest.describe(folder, [item["name"] for item in record["subject"]])
+    files.write_json(folder / "test.gguf.json", record)
+    done = script(copy, "verify_gguf.py")
+    assert done.returncode == 3
+    assert "Q4_K_M: mean KL divergence from the merged model" in done.stderr
