@@ -80,9 +80,20 @@ def load_base(run: phase.Run, dtype: str):
 def build_trainer(run: phase.Run, model, tokenizer, rows: dict, dtype: str, folder: Path):
     import torch
     from datasets import Dataset
+    from forge import batches
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    class Trainer(SFTTrainer):
+        """transformers' own length grouping draws from the global generator, so a resumed run sees other batches."""
+
+        def _get_train_sampler(self, train_dataset=None):
+            if not training["group_by_length"]:
+                return super()._get_train_sampler(train_dataset)
+            rows_at_once = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+            return batches.GroupedByLength([len(row["input_ids"]) for row in rows["train"]], rows_at_once, seed)
+
+    seed = run.settings["project"]["seed"]
     lora, training = run.settings["lora"], run.settings["training"]
     gpu = torch.cuda.is_available()
     optimizer = training["optim"] if training["optim"] != "auto" else "paged_adamw_8bit" if gpu else "adamw_torch"
@@ -101,12 +112,11 @@ def build_trainer(run: phase.Run, model, tokenizer, rows: dict, dtype: str, fold
         max_length=None,  # rows were checked to fit: nothing may be cut silently
         packing=False,
         gradient_checkpointing=training["gradient_checkpointing"],
-        train_sampling_strategy="group_by_length" if training["group_by_length"] else "random",
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16" and gpu,
         use_cpu=not gpu,
-        seed=run.settings["project"]["seed"],
-        data_seed=run.settings["project"]["seed"],
+        seed=seed,
+        data_seed=seed,
         logging_steps=training["logging_steps"],
         eval_strategy="steps",
         eval_steps=training["eval_steps"],
@@ -117,7 +127,7 @@ def build_trainer(run: phase.Run, model, tokenizer, rows: dict, dtype: str, fold
         disable_tqdm=True,
         dataloader_num_workers=0,
     )
-    trainer = SFTTrainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(rows["train"]),

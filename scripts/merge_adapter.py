@@ -30,7 +30,7 @@ def work(run: phase.Run) -> dict:
 
 
 def require_memory(size: int) -> None:
-    """Refuse before the kernel kills: the whole model is in memory here, half as much again for copies."""
+    """Refuse before the kernel kills: the whole model is in memory here, a fifth more for copies."""
     import psutil
 
     needed = int(size * 1.2)

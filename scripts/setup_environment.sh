@@ -96,14 +96,16 @@ fetch_llama() { # folder
 }
 
 build_llama() {
-  local version wanted
+  local version wanted before
   version=$(pin_of llama-cpp-python)
-  wanted="$version cuda=${LLAMA_CUDA:-0}"
+  before=$(sed -n 's/.* cuda=//p' "$venv/llama.built" 2>/dev/null || true)
+  LLAMA_CUDA=${LLAMA_CUDA:-${before:-0}} # what was chosen once stays, until another choice is named
+  wanted="$version cuda=$LLAMA_CUDA"
   [ "$(cat "$venv/llama.built" 2>/dev/null)" = "$wanted" ] && return
   command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
     fail "no C++ compiler" "sudo apt install build-essential"
   local options=(-C cmake.define.LLAVA_BUILD=OFF) # pictures are not read here: a quarter of the build
-  if [ "${LLAMA_CUDA:-0}" = 1 ]; then
+  if [ "$LLAMA_CUDA" = 1 ]; then
     command -v nvcc >/dev/null || fail "LLAMA_CUDA=1 needs nvcc" "install the CUDA toolkit of your driver, or leave it out"
     options+=(-C cmake.define.GGML_CUDA=ON)
   elif command -v nvidia-smi >/dev/null; then

@@ -1,8 +1,8 @@
 """Check that the merged model says what base plus adapter say (a gate).
 
 Reads evaluation.heldout_rows of the config, the base, the adapter, the merged model and the held-out rows.
-Both are run in 32-bit floats, so that what differs is the rounding of the merged weights to their storage
-type and nothing else. Writes verdict.json and, on PASS, gate.ok.
+Both are run in 32-bit floats where memory allows, so that what differs is the rounding of the merged weights
+to their storage type and nothing else; else in that type. Writes verdict.json and, on PASS, gate.ok.
 """
 
 import os
@@ -19,14 +19,15 @@ def work(run: phase.Run) -> dict:
     models.prepare()
     tokenizer = models.tokenizer(run.layout.base)
     rows = compare.heldout_rows(run.layout.dataset, tokenizer, run.settings["evaluation"]["heldout_rows"])
-    base = models.causal_lm(run.layout.base, "float32")
+    dtype = run.facts("merge")["dtype"]
+    compute = computing_dtype(run, dtype)
+    base = models.causal_lm(run.layout.base, compute)
     plain = compare.scores(compare.hugging_face(base), rows)
     adapted = compare.scores(compare.hugging_face(models.with_adapter(base, run.layout.adapter)), rows)
     del base
-    merged = compare.hugging_face(models.causal_lm(run.layout.merged, "float32"))
+    merged = compare.hugging_face(models.causal_lm(run.layout.merged, compute))
     found = compare.compare(rows, adapted, merged)
     moved = compare.compare(rows, plain, merged)
-    dtype = run.facts("merge")["dtype"]
     most_kl, least_same = LIMITS[dtype]
     run.say(f"merged against base plus adapter: mean KL {found.mean_kl:.2e}; against the base: {moved.mean_kl:.2e}")
     return {
@@ -54,8 +55,19 @@ def work(run: phase.Run) -> dict:
             },
         ],
         "comparison": found.as_dict(),
+        "compute_dtype": compute,
         "remedy": "run make redo PHASE=merge; if it stays, report it with the verdict.json",
     }
+
+
+def computing_dtype(run: phase.Run, stored: str) -> str:
+    """float32 when one model in it fits into the memory that is free, else the storage type."""
+    import psutil
+
+    needed = 4 / (4 if stored == "float32" else 2) * models.weight_bytes(run.layout.merged) * 1.2
+    chosen = "float32" if needed < psutil.virtual_memory().available else stored
+    run.say(f"computing in {chosen}")
+    return chosen
 
 
 if __name__ == "__main__":

@@ -172,14 +172,14 @@ def test_a_sentence_that_is_too_long_is_split_between_words(forge):
     assert " ".join(map(answer, found)) == words
 
 
-def test_text_without_spaces_gets_none(forge):
+@pytest.mark.parametrize("text", ["\u8702\u871c\u662f\u751c\u7684" * 150, "\u8702" * 80 + "a" * 240 + "\u8702" * 80])
+def test_text_without_spaces_gets_none(forge, text):
     """Chinese and Japanese are written without spaces: a split must not put any in."""
-    text = "\u8702\u871c\u662f\u751c\u7684" * 150
-    page(f"# \u8702\n\n{text}\n")
+    page(f"# Bees\n\n{text}\n")
     folder = forge(data={"max_tokens": 120})
     found = rows(folder, "train", "validation")
-    assert sum(len(answer(row)) for row in found) == len(text)
-    assert {" " in answer(row) for row in found} == {False}
+    assert [answer(row) for row in found if " " in answer(row)] == []
+    assert sorted("".join(map(answer, found))) == sorted(text)
 
 
 def test_a_block_that_is_too_long_is_dropped_by_name(forge):
@@ -194,10 +194,9 @@ def test_a_block_that_is_too_long_is_dropped_by_name(forge):
 
 def test_a_system_prompt_that_leaves_no_room_is_refused(forge):
     page("# Bees\n\nWords.\n\nMore words.\n")
-    error = refused(
-        lambda: forge(project={"name": "test", "system_prompt": "Be kind. " * 100}, data={"max_tokens": 64})
-    )
-    assert "system_prompt" in error.cause + error.remedy or "max_tokens" in error.cause + error.remedy
+    project = {"name": "test", "system_prompt": "Be kind. " * 100}
+    error = refused(lambda: forge(project=project, data={"max_tokens": 64}))
+    assert "data.max_tokens" in error.cause + error.remedy
 
 
 def test_the_same_text_twice_is_one_row(forge):
@@ -460,7 +459,7 @@ def test_several_files_up_to_the_first_bad_one(checkout, run_script):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (GOOD[:-1], "Expecting ',' delimiter: line 1 column 95 (char 94)"),
+        (GOOD[:-1], "Expecting ',' delimiter"),
         (GOOD.replace('"Hi"', "NaN"), "NaN is no JSON value"),
         (GOOD.replace('"Hi"', "-Infinity"), "-Infinity is no JSON value"),
         (GOOD.replace('"role": "user"', '"role": "user", "role": "user"'), "a key stands twice"),
@@ -470,15 +469,17 @@ def test_several_files_up_to_the_first_bad_one(checkout, run_script):
         ('{"messages": [{"role": "user", "content": "Hi"}]}', "the last turn is not the assistant's"),
         ('{"messages": []}', "the last turn is not the assistant's"),
         ("[1]", "the line is no object"),
-        ("", "Expecting value: line 2 column 1 (char 1)"),
-        ("\ufeff" + GOOD, "Unexpected UTF-8 BOM (decode using utf-8-sig): line 1 column 1 (char 0)"),
+        ("", "Expecting value"),
+        ("\ufeff" + GOOD, "Unexpected UTF-8 BOM"),
     ],
     ids=lambda value: re.sub(r"\W+", "-", value)[-30:],
 )
 def test_bad_lines_are_named(checkout, run_script, line, reason):
     done = validated(run_script, f"{GOOD}\n{line}\n{GOOD}\n")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"FAIL rows.jsonl:2: {reason}\n  do correct that line, or run make dataset\n"
+    cause, remedy = done.stderr.splitlines()
+    assert cause.startswith(f"FAIL rows.jsonl:2: {reason}")
+    assert remedy == "  do correct that line, or run make dataset"
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_a_flipped_byte_in_the_adapter_is_found_before_the_merge(copy):
 def test_a_truncated_gguf_is_refused(copy):
     path = copy / GGUF
     path.write_bytes(path.read_bytes()[:-1000])
-    done = script(copy, "verify_gguf.py")
+    done = script(copy, "verify_gguf.py", "--force")
     assert done.returncode == 6
     assert "test-Q4_K_M.gguf has" in done.stderr
     assert "Traceback" not in done.stderr
@@ -328,4 +328,6 @@ def test_a_gguf_of_another_model_does_not_pass(copy, tiny_base):
     files.write_json(folder / "test.gguf.json", record)
     done = script(copy, "verify_gguf.py")
     assert done.returncode == 3
-    assert "Q4_K_M: mean KL divergence from the merged model" in done.stderr
+    failed = [line for line in done.stdout.splitlines() if line.startswith("  FAIL")]
+    assert any("Q4_K_M: share of tokens with the same first choice" in line for line in failed)
+    assert not any("Q8_0" in line for line in failed)

@@ -15,6 +15,8 @@ import numpy as np
 from forge import chat, files
 from forge.errors import ForgeError
 
+SCORE_BYTES = 1_000_000_000  # 5,000 tokens of a 49,152-word vocabulary, 1,600 of a 152,064-word one
+
 
 class Scorer(Protocol):
     def __call__(self, row: dict) -> np.ndarray:
@@ -39,11 +41,20 @@ class Comparison:
 
 
 def heldout_rows(dataset: Path, tokenizer, count: int) -> list[dict]:
-    """Up to `count` encoded rows that training never saw: validation first, then questions with answers."""
+    """Up to `count` encoded rows that training never saw: validation first, then questions with answers.
+
+    Fewer when their scores would take more than SCORE_BYTES of memory; the comparison tells its sample size.
+    """
     rows = [row for name in ("validation", "questions") for row in files.read_jsonl(dataset / f"{name}.jsonl")]
     if not rows:
         raise ForgeError(f"{dataset} has no held-out row", "raise data.validation_share and run make dataset")
-    return [chat.encode(tokenizer, chat.messages_of(row)) for row in rows[:count]]
+    encoded, used = [], 0
+    for row in rows[:count]:
+        encoded.append(chat.encode(tokenizer, chat.messages_of(row)))
+        used += 4 * len(tokenizer) * len(carries_loss(encoded[-1]))
+        if used > SCORE_BYTES:
+            break
+    return encoded
 
 
 def carries_loss(row: dict) -> np.ndarray:
@@ -79,7 +90,7 @@ def gguf(model) -> Scorer:
 
 
 def scores(scorer: Scorer, rows: list[dict]) -> list[np.ndarray]:
-    """All rows scored. 4 bytes x vocabulary a token: 32 rows of 60 tokens and 49,152 words are 380 MB."""
+    """All rows scored, 4 bytes x vocabulary a token; `heldout_rows` bounds how many."""
     return [scorer(row) for row in rows]
 
 

@@ -157,6 +157,6 @@ def require_free_space(folder: Path, needed: int, purpose: str) -> None:
     if free < needed:
         raise ForgeError(
             f"{purpose} needs {needed / 1e9:.1f} GB of disk in {folder}, {free / 1e9:.1f} GB are free",
-            "free some space (make runs --prune, make clean-models) or move the checkout to a larger disk",
+            "free some space (scripts/runs.py --prune, make clean-models) or move the checkout to a larger disk",
             ENVIRONMENT,
         )

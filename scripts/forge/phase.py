@@ -193,11 +193,20 @@ class Run:
         if facts is not None:  # else the script wrote a record of its own form
             self.write_record(facts, self.staging)
         if self.shares_folder:
+            before = manifest.read(self.record)
             files.move_in(self.staging, self.layout.gguf_folder, self.record.name)
+            self.remove_left_over(before)
         else:
             files.swap_folder(self.record.parent, self.archive())
         for path in self.discarded:
             files.remove(path)
+
+    def remove_left_over(self, before: dict | None) -> None:
+        """Files of the old record that the new one does not name: a quantization taken off the list."""
+        now = {item["name"] for item in manifest.read(self.record)["subject"]}
+        for item in before["subject"] if before else []:
+            if item["name"] not in now:
+                files.remove(self.record.parent / item["name"])
 
     def gate(self, work: Callable[["Run"], dict]) -> None:
         """A gate's facts hold `checks`, each with name, value, limit, n and passed; all must pass."""

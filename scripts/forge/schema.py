@@ -155,9 +155,11 @@ class Training(Section):
     per_device_train_batch_size: int = Field(1, ge=1, description="rows in memory at once")
     gradient_accumulation_steps: int = Field(8, ge=1, description="batches a step")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak learning rate of the adapter")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="course of the learning rate after the warm-up"
+    )
     warmup_steps: float = Field(0.03, ge=0, description="under 1: share of all steps; else steps")
-    weight_decay: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="pull of the adapter's weights towards zero")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     max_length: int = Field(512, ge=64, description="tokens; a longer row stops the run, none is cut")
     optim: str = Field(
@@ -212,9 +214,9 @@ class Ollama(Section):
     model_name: str | None = Field(
         None, pattern=r"^[a-z0-9][a-z0-9._/-]{0,127}$", description="null: the project's name, lower case"
     )
-    temperature: float = Field(0.7, ge=0, le=2)
-    top_p: float = Field(0.9, gt=0, le=1)
-    repeat_penalty: float = Field(1.05, gt=0, le=2)
+    temperature: float = Field(0.7, ge=0, le=2, description="0 always takes the likeliest token")
+    top_p: float = Field(0.9, gt=0, le=1, description="sample among the likeliest tokens with this total probability")
+    repeat_penalty: float = Field(1.05, gt=0, le=2, description="above 1 makes repeated tokens less likely")
     num_ctx: int | None = Field(None, ge=64, description="tokens; null: what the model was made for, 8192 at most")
 
 
