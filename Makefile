@@ -42,7 +42,7 @@ READY := $(VENV)/ready.ok
 # ---- phases, in run order -------------------------------------------------------------------------------
 RUN = $(PYTHON) scripts/
 
-$(MODEL): $(BUILD)/model.json | $(READY)
+$(MODEL): $(BUILD)/model.json $(wildcard $(BUILD)/model.sources.json) | $(READY)
 	@$(RUN)download_model.py --config "$(CONFIG)" $(FORCE_model)
 $(DATASET): $(MODEL) $(BUILD)/dataset.json $(BUILD)/dataset.sources.json scripts/forge_dataset.py | $(READY)
 	@$(RUN)forge_dataset.py --config "$(CONFIG)" $(FORCE_dataset)

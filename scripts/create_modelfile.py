@@ -47,7 +47,7 @@ def fill(run: phase.Run, deployed: Path, parameters: dict) -> str:
     slots = {
         "name": project["name"],
         "version": one_line(project["version"]),
-        "base": one_line(run.facts("model")["base_model_name"]),
+        "base": one_line(public_name(run.facts("model")["base_model_name"])),
         "model_name": model_name(run),
         "from_path": f"./{deployed.as_posix()}",
         "stops": stop_line(run.facts("model")["end_token"]),
@@ -64,6 +64,11 @@ def fill(run: phase.Run, deployed: Path, parameters: dict) -> str:
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def public_name(base: str) -> str:
+    """The base's name without the folder that it lies in here."""
+    return Path(base).name if base.startswith((".", "/", "~")) else base
 
 
 def model_name(run: phase.Run) -> str:
@@ -105,7 +110,7 @@ def gather(run: phase.Run, header: dict, parameters: dict) -> dict:
         "chat_template_sha256": run.facts("model")["chat_template_sha256"],
         "parameters": {**parameters, "stop": [run.facts("model")["end_token"]]},
         "base": {
-            "name": run.facts("model")["base_model_name"],
+            "name": public_name(run.facts("model")["base_model_name"]),
             "revision": run.facts("model")["revision"],
             "sha256": manifest.digest(model),
         },

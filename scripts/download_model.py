@@ -46,6 +46,7 @@ def work(run: phase.Run) -> dict:
     add_template(run, tokenizer, settings["chat_template"])
     tokenizer = models.tokenizer(run.staging)
     check_sizes(run.staging, tokenizer)
+    check_weights(run.staging)
     return {
         "base_model_name": name,
         "dtype": settings["dtype"],
@@ -219,11 +220,28 @@ def add_template(run: phase.Run, tokenizer, path: str | None) -> None:
     shutil.copyfile(path, run.staging / "chat_template.jinja")
 
 
+def check_weights(folder: Path) -> None:
+    """Every weight file is as long as its own header says; no weight is read."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(str(path), framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ForgeError(f"{path} is damaged: {one_line(error)}", "get the model again", INTEGRITY) from None
+
+
 def check_sizes(folder: Path, tokenizer) -> None:
     """The embedding has a row for every token, else training or conversion would fail hours later."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ForgeError(
+            f"transformers does not know this model: {one_line(error)[:200]}", "choose a base that it supports"
+        ) from None
     rows = config.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise ForgeError(

@@ -74,6 +74,11 @@ def load_base(run: phase.Run, dtype: str):
     )
     model = models.causal_lm(run.layout.base, dtype, four_bit if settings["load_in_4bit"] else None)
     model.config.use_cache = False
+    # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights for inference, with scales rounded to bf16, and
+    # back for training: every evaluation would change the base, and a resumed run would train on another one.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -23,6 +23,8 @@ ASK_SECTION = (
     "{page}: what should I know about {topic}?",
 )
 
+LEAST_ANSWER = 16  # tokens; less room than that gives no rows worth training on
+
 
 class Forge:
     """Rows of one run. `fits(messages)` says whether a rendered row keeps the token budget."""
@@ -97,6 +99,11 @@ class Forge:
         """The unit's blocks as texts that each fit a row; what cannot be split is dropped by name."""
         question = self.ask(unit) + ", part 10 of 10"  # room for the part's number
         texts: list[str] = []
+        if self.tokens(question, "x") + LEAST_ANSWER > self.data["max_tokens"]:
+            for block in unit.blocks:
+                self.characters += len(block.text)
+                self.drop(block.text, f"{unit.file}:{block.line}", "system prompt and heading fill data.max_tokens")
+            return []
         for piece, line in self.pieces(unit, question):
             self.characters += len(piece)
             joined = f"{texts[-1]}\n\n{piece}" if texts else piece
@@ -116,21 +123,22 @@ class Forge:
                 continue
             current = ""
             for sentence in documents.sentences(block.text):
-                for part in self.words(sentence, question):
-                    joined = f"{current} {part}".strip()
-                    if current and self.tokens(question, joined) > self.data["max_tokens"]:
-                        yield current, block.line
+                for part in self.words(sentence + " ", question):
+                    joined = current + part
+                    if current and self.tokens(question, joined.strip()) > self.data["max_tokens"]:
+                        yield current.strip(), block.line
                         joined = part
                     current = joined
-            if current:
-                yield current, block.line
+            if current.strip():
+                yield current.strip(), block.line
 
     def words(self, sentence: str, question: str) -> list[str]:
-        if self.tokens(question, sentence) <= self.data["max_tokens"]:
+        """Parts that each fit; put together they are the sentence, its spaces included."""
+        if self.tokens(question, sentence.strip()) <= self.data["max_tokens"]:
             return [sentence]
         middle = len(sentence) // 2
         cut = sentence.rfind(" ", 0, middle) + 1 or middle
-        return [*self.words(sentence[:cut].strip(), question), *self.words(sentence[cut:].strip(), question)]
+        return [*self.words(sentence[:cut], question), *self.words(sentence[cut:], question)]
 
     def questions(self, unit: documents.Unit, group: documents.Questions) -> None:
         """Rows of one question: all wordings in one split, some kept out of training to be asked later.
@@ -139,13 +147,13 @@ class Forge:
         """
         origin = f"{unit.file}:{group.line}"
         self.characters += len(group.answer)
-        identity = self.project["identity"]["question"]
-        split = "train" if identity in group.wordings else self.split(f"{origin}?{group.wordings[0]}")
+        asks = {word for word in group.wordings if plain(word) == plain(self.project["identity"]["question"])}
+        split = "train" if asks else self.split(f"{origin}?{group.wordings[0]}")
         wordings = list(dict.fromkeys(group.wordings))
         held: list[str] = []
         if split == "train":
             movable = sorted(
-                (word for word in wordings if word != identity), key=lambda word: self.chance(origin + word)
+                (word for word in wordings if word not in asks), key=lambda word: self.chance(origin + word)
             )
             held = movable[: min(self.data["heldout_wordings"], len(wordings) - 1)]
         for wording in wordings:
@@ -200,7 +208,12 @@ def separate(forge: Forge) -> None:
 
 
 def _question(row: dict) -> str:
-    return " ".join(row["prompt"][-1]["content"].casefold().split())
+    return plain(row["prompt"][-1]["content"])
+
+
+def plain(text: str) -> str:
+    """Letter case and spaces aside."""
+    return " ".join(text.casefold().split())
 
 
 def require_rows(forge: Forge) -> None:
@@ -209,9 +222,11 @@ def require_rows(forge: Forge) -> None:
             "the documents gave no training row", "add text, raise data.max_tokens, or lower data.validation_share"
         )
     if not forge.rows["validation"]:  # a tiny corpus: loss on held-out text needs at least one row
-        if len(forge.rows["train"]) < 2:
+        identity = plain(forge.project["identity"]["question"])
+        movable = [row for row in forge.rows["train"] if _question(row) != identity]
+        if not movable or len(forge.rows["train"]) < 2:
             raise ForgeError("the documents gave a single row", "add more text: one row cannot be split")
-        moved = min(forge.rows["train"], key=lambda row: forge.chance(row["id"]))
+        moved = min(movable, key=lambda row: forge.chance(row["id"]))
         forge.rows["train"].remove(moved)
         forge.rows["validation"].append(moved)
 

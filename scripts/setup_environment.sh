@@ -36,11 +36,12 @@ find_python() {
       return
     fi
   done
-  fail "no Python 3.11 to 3.13 found (python3 is $(python3 -V 2>&1 || echo missing))" \
+  fail "no Python 3.11 to 3.13 found (python3 is $(python3 -V 2>/dev/null || echo missing))" \
     "sudo add-apt-repository ppa:deadsnakes/ppa && sudo apt install python3.11 python3.11-venv (Ubuntu 22.04), or name one: make setup PYTHON3=/path/to/python3.11"
 }
 
-foreign() { [ -e "$venv/pyvenv.cfg" ] && [ ! -e "$mark" ]; }
+# A conda environment has no pyvenv.cfg: whatever is there already and lacks our mark is somebody's.
+foreign() { [ ! -e "$mark" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; }
 
 pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --quiet "$@"; }
 

@@ -1,9 +1,8 @@
 """The end of `make all`: what was made, how good it is, how long it took, what comes next."""
 
-import json
 from pathlib import Path
 
-from forge import config, graph, manifest, phase
+from forge import config, files, graph, manifest, phase
 
 
 def main() -> None:
@@ -42,10 +41,9 @@ def _gates(made: dict) -> str:
 
 def _knowledge(layout: graph.Layout) -> str:
     """Held-out questions answered with the expected fact by the first GGUF."""
-    path = layout.gate("verify-gguf") / "items.jsonl"
-    if not path.is_file():
+    items = files.read_jsonl(layout.gate("verify-gguf") / "items.jsonl")
+    if not items:
         return ""
-    items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     first = [item for item in items if item["quantization"] == items[0]["quantization"]][1:]
     judged = [item["contains_facts"] for item in first if item["contains_facts"] is not None]
     return f"expected fact in {sum(judged)} of {len(judged)} answers to held-out questions" if judged else ""

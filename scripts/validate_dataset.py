@@ -41,12 +41,14 @@ def load(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     rows = []
-    with path.open(encoding="utf-8") as handle:
+    with path.open("rb") as handle:
         for number, line in enumerate(handle, 1):
             try:
-                row = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+                row = json.loads(
+                    line.decode("utf-8").rstrip("\n"), parse_constant=_refuse_constant, object_pairs_hook=_unique
+                )
                 _check_shape(row)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ForgeError(
                     f"{path}:{number}: {error}", "correct that line, or run make dataset", BAD_INPUT
                 ) from None
@@ -76,6 +78,8 @@ def _check_shape(row: dict) -> None:
             raise ValueError(f"empty text of {message['role']}")
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the last turn is not the assistant's")
+    if len(messages) < 2:
+        raise ValueError("there is no turn before the assistant's")
 
 
 def checks(run: phase.Run, tokenizer, splits: dict, encoded: dict, limit: int):

@@ -160,7 +160,10 @@ def questions_of(arguments) -> list[str]:
         return [arguments.input]
     if not arguments.file.is_file():
         raise ForgeError(f"{arguments.file} does not exist", "name a text file with one question a line")
-    lines = [line.strip() for line in arguments.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in arguments.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ForgeError(f"{arguments.file} is not UTF-8", "save it as UTF-8") from None
     if not lines:
         raise ForgeError(f"{arguments.file} holds no question", "write one question a line")
     return lines

@@ -55,7 +55,7 @@ def _span(tokenizer, messages: list[dict], index: int, whole: str) -> tuple[int,
             "the chat template renders a turn differently when another follows, so its tokens cannot be told apart",
             "use rows with one assistant turn, or name another template in model.chat_template",
         )
-    return len(before), len(upto)
+    return len(before), len(upto.rstrip())  # what stands after the end token is never generated
 
 
 def prompt_ids(tokenizer, messages: list[dict]) -> list[int]:

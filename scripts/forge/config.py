@@ -161,6 +161,11 @@ def _walk(node: yaml.Node, place: tuple, source: _Source, seen: set[int]) -> Non
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":  # nested ones multiply: a few lines fill the memory
+                raise ForgeError(
+                    f"{source.path}:{key.start_mark.line + 1}: << is not read here",
+                    "write the keys out, or put them into a file that this one extends",
+                )
             here = (*place, str(key.value))
             line = key.start_mark.line + 1
             if here in source.lines:
@@ -205,9 +210,19 @@ def _explain(error: ValidationError, sources: list[_Source]) -> ForgeError:
     place = _place(sources, location)
     if first["type"] == "extra_forbidden":
         return ForgeError(f"{place}: unknown key{more}", _nearest(location))
+    location = _keys(location)
+    place = _place(sources, location)
     message = first["msg"].removeprefix("Value error, ")
     given = f", got {str(first['input'])[:60]!r}" if not isinstance(first["input"], dict | list) else ""
     return ForgeError(f"{place}: {message}{given}{more}", f"see {_help(location)}")
+
+
+def _keys(location: tuple) -> tuple:
+    """The location without what is no key of a file: pydantic adds the name of the type that it tried."""
+    for length in range(len(location), 0, -1):
+        if isinstance(location[length - 1], int) or _field(location[:length]) is not None:
+            return location[:length]
+    return location
 
 
 def _help(location: tuple) -> str:

@@ -76,7 +76,8 @@ def _markdown(path: Path, text: str) -> list[Unit]:
     lines = text.split("\n")
     units = [Unit(str(path), [path.stem], 1)]
     headings: list[tuple[int, str]] = []
-    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    # "[Term]: word" would be read as a link's address and vanish
+    tokens = MarkdownIt("commonmark").enable("table").disable("reference").parse(text)
     for index, token in enumerate(tokens):
         if token.level != 0 or token.map is None:
             continue
@@ -104,11 +105,23 @@ def _plain(path: Path, text: str) -> list[Unit]:
 def _add(unit: Unit, text: str, line: int, divisible: bool) -> None:
     if not text.strip():
         return
-    group = _questions(text, line) if divisible else None
-    if group:
-        unit.questions.append(group)
-    else:
-        unit.blocks.append(Block(text, line, divisible))
+    for part, first in _groups(text, line) if divisible else [(text, line)]:
+        group = _questions(part, first) if divisible else None
+        if group:
+            unit.questions.append(group)
+        else:
+            unit.blocks.append(Block(part, first, divisible))
+
+
+def _groups(text: str, line: int) -> list[tuple[str, int]]:
+    """The paragraph and its line, or several when a `Q:` follows an `A:` without a blank line between them."""
+    lines, begins, answered = text.split("\n"), [0], False
+    for index, content in enumerate(lines):
+        if content.startswith("Q:") and answered and text.startswith("Q:"):
+            begins.append(index)
+            answered = False
+        answered = answered or content.startswith("A:")
+    return [("\n".join(lines[begin:end]), line + begin) for begin, end in zip(begins, [*begins[1:], None], strict=True)]
 
 
 def _questions(text: str, line: int) -> Questions | None:

@@ -52,7 +52,7 @@ def write_json(path: Path, value: object) -> None:
 
 def write_if_changed(path: Path, text: str) -> bool:
     """Write only when the content differs, so that make sees a new time only for a new content."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+    if path.is_file() and path.read_bytes() == text.encode("utf-8"):
         return False
     write_text(path, text)
     return True

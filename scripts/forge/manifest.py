@@ -25,6 +25,8 @@ def read(record: Path) -> dict | None:
         content = json.loads(record.read_text(encoding="utf-8"))
         if not isinstance(content["subject"], list) or not isinstance(content["inputs"], list):
             raise TypeError("subject and inputs are no lists")
+        for item in content["subject"]:
+            _ = item["name"], item["sha256"], item["size"]
         return content
     except FileNotFoundError:
         return None

@@ -76,7 +76,7 @@ def tokenizer(folder: Path):
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers, json and transformers each raise their own on damaged files
         raise ForgeError(
             f"the tokenizer in {folder} does not load: {one_line(error)[:200]}",
             f"delete {folder} and run make model again",
@@ -194,7 +194,12 @@ def refuse_unsafe(folder: Path) -> None:
         )
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
-        if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            wants_code = "auto_map" in content
+        except (ValueError, TypeError) as error:
+            raise ForgeError(f"{path} is damaged: {error}", "get the model again", INTEGRITY) from None
+        if wants_code:
             raise ForgeError(
                 f"{path} asks to run code that comes with the model (auto_map)",
                 "choose a base that transformers supports by itself",

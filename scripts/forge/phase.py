@@ -80,7 +80,8 @@ class Run:
 
     def say(self, text: str = "") -> None:
         """Print a line and keep it in logs/<phase>.log."""
-        print(text, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # `make train | head`: the work goes on
+            print(text, flush=True)
         with contextlib.suppress(OSError):
             self.log_path.parent.mkdir(exist_ok=True)
             with self.log_path.open("a", encoding="utf-8") as log:
@@ -343,6 +344,8 @@ def unexpected(error: Exception) -> ForgeError:
             "set training.per_device_train_batch_size to 1 or lower training.max_length",
             ENVIRONMENT,
         )
+    if "No space left on device" in str(error):  # safetensors and torch raise errors of their own
+        return from_os_error(OSError(errno.ENOSPC, ""))
     if isinstance(error, ModuleNotFoundError):
         return ForgeError(f"{error}", "run make setup", ENVIRONMENT)
     return ForgeError(

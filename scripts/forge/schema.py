@@ -7,7 +7,7 @@ refused. The editor schema `config/training_config.schema.json` is made from thi
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 # llama.cpp's names of its quantizations (llama_ftype, without the ALL_F32 and MOSTLY_ prefixes).
 QUANTIZATIONS = [
@@ -51,6 +51,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in (int, float, int | None):
+            raise ValueError("a number is wanted, not yes or no")
+        return value
 
 
 class Identity(Section):
@@ -255,7 +262,7 @@ def contradictions(config: TrainingConfig) -> list[tuple[str, str, str]]:
                 f"set ollama.num_ctx to {config.training.max_length} or more, or to null",
             )
         )
-    if config.model.revision and not re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.base_model_name):
+    if config.model.revision and config.model.base_model_name.startswith((".", "/", "~", "pypi:")):
         found.append(
             (
                 "model.revision",

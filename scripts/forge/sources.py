@@ -38,8 +38,18 @@ def files_of(source: dict) -> list[Path]:
         prefix = "" if relative == "." else relative.replace(os.sep, "/") + "/"
         for name in files:
             if not name.startswith(".") and _wanted(prefix + name, source):
-                found.append(Path(folder, name))
+                found.append(_encodable(Path(folder, name)))
     return sorted(found)
+
+
+def _encodable(path: Path) -> Path:
+    """The path, unless its name is no UTF-8: such a name can stand in no record."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise ForgeError(f"data.sources: the name of {shown} is not UTF-8", "rename it, or exclude it") from None
+    return path
 
 
 def _wanted(name: str, source: dict) -> bool:
@@ -77,8 +87,9 @@ def scan(sources: list[dict], cache_path: Path | None = None) -> str:
 
 def _read_cache(path: Path | None) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        return {name: entry for name, entry in found.items() if isinstance(entry, list)}
+    except (OSError, ValueError, AttributeError):
         return {}
 
 
