@@ -8,7 +8,9 @@ modification time, so that an unchanged file costs one `stat`.
 import fnmatch
 import json
 import os
+import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from forge.config import Config
@@ -19,46 +21,50 @@ MODELFILE_TEMPLATE = "Modelfile.template"
 
 
 def files_of(source: dict) -> list[Path]:
-    """Files of one source, sorted by name. Raises ForgeError (2) when its path is not there.
+    """Files of one source, sorted by name. Raises ForgeError (2) when its path is not there."""
+    return [Path(name) for name in names_of(source)]
+
+
+def names_of(source: dict) -> list[str]:
+    """As `files_of`, but plain strings: 100,000 Path objects would cost a second at every make.
 
     Links that lead to folders are not followed (they may loop); hidden files and folders are left out.
     """
     root = Path(source["path"]).expanduser()
     if root.is_file():
-        return [root]
+        return [_encodable(str(root))]
     if not root.is_dir():
         raise ForgeError(
             f"data.sources: {root} does not exist",
             "put your documents there, or change data.sources in the config",
         )
+    wanted, unwanted = _pattern(source["include"]), _pattern(source["exclude"])
     found = []
     for folder, names, files in os.walk(root):
         names[:] = [name for name in names if not name.startswith(".")]
         relative = os.path.relpath(folder, root)
         prefix = "" if relative == "." else relative.replace(os.sep, "/") + "/"
         for name in files:
-            if not name.startswith(".") and _wanted(prefix + name, source):
-                found.append(_encodable(Path(folder, name)))
+            inside = prefix + name
+            if not name.startswith(".") and wanted(inside) and not unwanted(inside):
+                found.append(_encodable(f"{folder}/{name}"))
     return sorted(found)
 
 
-def _encodable(path: Path) -> Path:
-    """The path, unless its name is no UTF-8: such a name can stand in no record."""
+def _encodable(name: str) -> str:
+    """The name, unless it is no UTF-8: such a name can stand in no record."""
     try:
-        str(path).encode("utf-8")
+        name.encode("utf-8")
     except UnicodeEncodeError:
-        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        shown = name.encode("utf-8", "backslashreplace").decode()
         raise ForgeError(f"data.sources: the name of {shown} is not UTF-8", "rename it, or exclude it") from None
-    return path
+    return name
 
 
-def _wanted(name: str, source: dict) -> bool:
-    return _matches(name, source["include"]) and not _matches(name, source["exclude"])
-
-
-def _matches(name: str, globs: list[str]) -> bool:
+def _pattern(globs: list[str]) -> Callable[[str], object]:
     """`**/` also stands for no folder at all, as in shells; `*` reaches over slashes, as in git's own lists."""
-    return any(fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, glob.removeprefix("**/")) for glob in globs)
+    both = [form for glob in globs for form in (glob, glob.removeprefix("**/"))]
+    return re.compile("|".join(map(fnmatch.translate, both)) or r"(?!)").match
 
 
 def scan(sources: list[dict], cache_path: Path | None = None) -> str:
@@ -66,10 +72,9 @@ def scan(sources: list[dict], cache_path: Path | None = None) -> str:
     old = _read_cache(cache_path)
     new: dict[str, list] = {}
     for source in sources:
-        for path in files_of(source):
-            name = str(path)
+        for name in names_of(source):
             try:
-                status = path.stat()
+                status = os.stat(name)  # noqa: PTH116 - a Path apiece doubles the time
                 key = [status.st_size, status.st_mtime_ns]
                 known = old.get(name)
                 if not stat.S_ISREG(status.st_mode):
@@ -77,7 +82,7 @@ def scan(sources: list[dict], cache_path: Path | None = None) -> str:
                 elif known and known[:2] == key:
                     new[name] = known
                 else:
-                    new[name] = [*key, sha256_file(path)]
+                    new[name] = [*key, sha256_file(Path(name))]
             except OSError as error:
                 new[name] = [0, 0, f"unreadable: {error.strerror}"]
     if cache_path is not None and new != old:
