@@ -13,6 +13,10 @@ from forge import llama
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# `make test` hands its own settings down: the tests' makes and scripts must not see them.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "VENV", "CONFIG", "PROMPT"):
+    os.environ.pop(name, None)
+
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
