@@ -105,7 +105,7 @@ build_llama() {
   [ "$(cat "$venv/llama.built" 2>/dev/null)" = "$wanted" ] && return
   command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
     fail "no C++ compiler" "sudo apt install build-essential"
-  local options=(-C cmake.define.LLAVA_BUILD=OFF) # pictures are not read here: a quarter of the build
+  local options=(-C cmake.define.LLAVA_BUILD=OFF) # pictures are not read here
   if [ "$LLAMA_CUDA" = 1 ]; then
     command -v nvcc >/dev/null || fail "LLAMA_CUDA=1 needs nvcc" "install the CUDA toolkit of your driver, or leave it out"
     options+=(-C cmake.define.GGML_CUDA=ON)
@@ -114,7 +114,7 @@ build_llama() {
   fi
   echo "set-up: building llama.cpp (some minutes)"
   pip_install --force-reinstall --no-deps "${options[@]}" "$venv/src" ||
-    fail "llama-cpp-python could not be built" "see the compiler's message above; g++ 9 or newer and 2 GB of memory are needed"
+    fail "llama-cpp-python could not be built" "see the compiler's message above; it needs a C++17 compiler and free memory"
   ln -sfn src/vendor/llama.cpp "$venv/llama.cpp"
   rm -rf "$venv/src/_skbuild" "$venv/src/build"
   echo "$wanted" >"$venv/llama.built"

@@ -9,8 +9,8 @@ import os
 
 from forge import compare, models, phase
 
-# bfloat16 keeps 8 bits of a weight: measured on the starter, the mean KL divergence of the merge is 1e-4 to
-# 1e-3; a merge that lost the adapter or scaled it by two is above 0.3.
+# Mean KL divergence in nats a token, and share of equal first choices. bfloat16 keeps 8 bits of a weight: on the
+# starter a right merge is at 1.1e-4 (n=1026 tokens), one that lost the adapter at 4.6. The other types: not measured.
 LIMITS = {"bfloat16": (0.01, 0.95), "float16": (0.001, 0.98), "float32": (1e-5, 0.999)}
 
 

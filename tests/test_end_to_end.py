@@ -214,10 +214,6 @@ def test_a_training_killed_and_resumed_gives_the_same_file_bit_for_bit(chain, co
 def test_sigterm_saves_a_checkpoint_and_ends_with_75(copy):
     shutil.rmtree(copy / "models/test-adapter")
 
-    def begun() -> bool:
-        log = copy / "logs/train.log"
-        return log.is_file() and log.read_text(encoding="utf-8").count("step 3/") > 1
-
     log = copy / "logs/train.log"
     before = log.read_text(encoding="utf-8").count("step 3/")
     process = subprocess.Popen(
@@ -236,7 +232,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_75(copy):
     assert "resuming from checkpoint-" in script(copy, "fine_tune.py").stdout
 
 
-def test_a_damaged_checkpoint_is_passed_over(copy, monkeypatch):
+def test_a_damaged_checkpoint_is_passed_over(copy):
     from forge import checkpoints
 
     folder = copy / "checks"

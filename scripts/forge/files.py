@@ -14,7 +14,7 @@ from pathlib import Path
 
 from forge.errors import ENVIRONMENT, ForgeError
 
-BLOCK = 1 << 20  # 1 MB: larger blocks hash no faster and cost memory
+BLOCK = 1 << 20  # bytes: 1 MB
 
 
 def sha256_file(path: Path) -> str:

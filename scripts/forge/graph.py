@@ -1,7 +1,7 @@
 """The phases, once: order, script, what each needs, which config values each reads, what each writes.
 
 make's rules, the phase scripts, `make status` and the stamps are all checked against this table
-(`tests/test_graph.py` compares it with the Makefile).
+(`tests/test_scripts.py` compares it with the Makefile).
 """
 
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ def files_of(source: dict) -> list[Path]:
 
 
 def names_of(source: dict) -> list[str]:
-    """As `files_of`, but plain strings: 100,000 Path objects would cost a second at every make.
+    """As `files_of`, but plain strings: with Path objects 100,000 files took 2.2 s at every make instead of 1.2.
 
     Links that lead to folders are not followed (they may loop); hidden files and folders are left out.
     """
@@ -68,13 +68,13 @@ def _pattern(globs: list[str]) -> Callable[[str], object]:
 
 
 def scan(sources: list[dict], cache_path: Path | None = None) -> str:
-    """One digest of all sources' files, names and contents. 0.5 s for 100,000 unchanged files."""
+    """One digest of all sources' files, names and contents. A make with 100,000 unchanged files takes 1.2 s."""
     old = _read_cache(cache_path)
     new: dict[str, list] = {}
     for source in sources:
         for name in names_of(source):
             try:
-                status = os.stat(name)  # noqa: PTH116 - a Path apiece doubles the time
+                status = os.stat(name)  # noqa: PTH116 - no Path apiece, as above
                 key = [status.st_size, status.st_mtime_ns]
                 known = old.get(name)
                 if not stat.S_ISREG(status.st_mode):
