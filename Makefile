@@ -21,7 +21,8 @@ endif
 # An included makefile is remade even under `make -n`, so -n sees today's config and documents.
 # MAKE_RESTARTS: once a run, or a file dated in the future makes make loop.
 CONFIG_MK := build/$(subst /,-,$(basename $(CONFIG))).mk
-NEED_NO_CONFIG := help setup env test lint clean clean-models init
+NEED_NO_CONFIG := help setup env test lint bench bench-startup bench-all bench-learning bench-data bench-train \
+  bench-train-growth bench-plan plan clean clean-models init
 ifneq ($(filter-out $(NEED_NO_CONFIG),$(or $(MAKECMDGOALS),help)),)
 include $(CONFIG_MK)
 endif
@@ -66,7 +67,8 @@ $(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(VERIF
 .SECONDARY: $(MERGE)             # 15 GB that a user may delete without a rerun
 
 .PHONY: all setup env model dataset validate train verify-adapter merge verify-merged gguf verify-gguf modelfile
-.PHONY: status ask runs redo init test lint clean clean-models help FORCE
+.PHONY: status ask runs redo init test lint bench bench-startup bench-all bench-learning bench-data bench-train \
+        bench-train-growth bench-plan plan clean clean-models help FORCE
 
 #: Everyday
 all: modelfile                   ## everything, up to a loadable, verified model
@@ -75,6 +77,8 @@ setup: | $(VENV)/light.ok        ## install what the phases need (make all does 
 	@$(SETUP) full
 env: | $(VENV)/light.ok          ## check this machine: GPU, libraries, disk, memory
 	@VENV="$(VENV)" bash scripts/verify_environment.sh --config "$(CONFIG)"
+plan: | $(READY)                 ## what the config needs of this machine: memory, disk, time
+	@$(PYTHON) scripts/plan.py --config "$(CONFIG)"
 status:                          ## what is done, stale (and why) or missing
 	@$(PYTHON) scripts/status.py --config "$(CONFIG)"
 ask: $(MODELFILE)                ## ask the model: make ask PROMPT="Who are you?"
@@ -111,6 +115,21 @@ test: | $(VENV)/dev.ok           ## the tests, slow ones included
 lint: | $(VENV)/dev.ok           ## ruff and shellcheck
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && \
 	  $(VENV)/bin/shellcheck scripts/*.sh .ci/run
+bench: bench-startup bench-all bench-learning bench-data bench-train bench-train-growth bench-plan  ## every benchmark
+bench-startup: | $(READY)        ## measure how soon make answers, beside a usual script
+	@$(PYTHON) bench/startup.py
+bench-all: | $(READY)            ## measure every phase, beside a plain script (two times make all)
+	@$(PYTHON) bench/all.py --config "$(CONFIG)"
+bench-learning: | $(READY)       ## measure what five seeds learn, beside the base (five times make all)
+	@$(PYTHON) bench/learning.py --config "$(CONFIG)"
+bench-data: | $(READY)           ## measure 1 GB of documents to rows, beside a plain script
+	@$(PYTHON) bench/data.py
+bench-train: | $(VENV)/dev.ok    ## measure training, beside trl and tunekit
+	@$(PYTHON) bench/train.py --config "$(CONFIG)"
+bench-train-growth: | $(VENV)/dev.ok  ## measure how training grows, and draw it into docs
+	@$(PYTHON) bench/train_growth.py --config "$(CONFIG)"
+bench-plan: | $(READY)           ## measure how well make plan predicts the memory of training
+	@$(PYTHON) bench/plan.py
 clean:                           ## remove logs, caches and half-built folders; nothing is retrained
 	@rm -rf build logs report .pytest_cache .ruff_cache models/.*.partial models/*/.*.partial dataset_package/.*.partial
 clean-models:                    ## remove every dataset, model and verdict that was made

@@ -7,11 +7,7 @@ llama.cpp's own converter makes one 16-bit file, llama.cpp's library quantizes i
 
 from pathlib import Path
 
-from forge import files, llama, phase
-
-# Bits a weight of the largest common types, to know whether the disk suffices (llama.cpp's own tables).
-BITS = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7}
-WHOLE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+from forge import disk, files, llama, models, phase
 
 
 def work(run: phase.Run) -> dict:
@@ -19,44 +15,49 @@ def work(run: phase.Run) -> dict:
     for quantization in wanted:
         llama.file_type(quantization)  # an unknown name is refused before the conversion, not after
     size = sum(item["size"] for item in run.inputs["merge"]["subject"] if item["name"].endswith(".safetensors"))
-    needed = size + sum(size * BITS.get(quantization, 5) / 16 for quantization in wanted)
-    files.require_free_space(run.staging, int(needed), "the conversion")
-    full = convert(run, run.staging)
+    shapes = models.tensor_shapes(run.layout.merged)
+    needed = size + sum(disk.gguf_bytes(shapes, quantization) for quantization in wanted)
+    files.require_free_space(run.staging, needed, "the conversion")
+    readable = llama.for_converter(run.layout.merged, run.staging / SOURCE)
+    name = llama.shown_name(run.layout.merged, run.layout.name)
+    full = convert(run, readable, run.staging, name)
     made = {}
     for quantization in wanted:
         out = run.staging / run.layout.gguf(quantization).name
         if quantization == full.stem.rpartition("-")[2]:
             pass  # the converter's own file is the wanted one
-        elif quantization in WHOLE:
-            llama.convert(run.layout.merged, out, WHOLE[quantization], run.layout.name)
+        elif quantization in llama.WHOLE:
+            llama.convert(readable, out, llama.WHOLE[quantization], name)
         else:
             llama.quantize(full, out, quantization)
         made[quantization] = summary(run, out)
     if full.name not in {run.layout.gguf(quantization).name for quantization in wanted}:
         full.unlink()
     (run.staging / METADATA).unlink()
+    files.remove(run.staging / SOURCE)
     return {"files": made, "deployed": run.layout.gguf(wanted[0]).name}
 
 
 METADATA = "metadata.json"
+SOURCE = "source"
 
 
-def convert(run: phase.Run, folder: Path) -> Path:
+def convert(run: phase.Run, readable: Path, folder: Path, name: str) -> Path:
     """The 16-bit file, in the dtype of the merged weights, with metadata that lets a stranger trace it."""
     project = run.settings["project"]
     files.write_json(
         folder / METADATA,
         {
-            "general.name": project["name"],
+            "general.name": name,
             "general.version": project["version"],
             "general.description": project["description"],
             "general.license.name": project["license"],
             "general.finetune": "model-forge",
         },
     )
-    outtype = {"float32": "f32", "float16": "f16"}.get(run.facts("merge")["dtype"], "bf16")
+    outtype = llama.OUTTYPES[run.facts("merge")["dtype"]]
     full = folder / f"{run.layout.name}-{outtype.upper()}.gguf"
-    llama.convert(run.layout.merged, full, outtype, run.layout.name, ["--metadata", str(folder / METADATA)])
+    llama.convert(readable, full, outtype, name, ["--metadata", str(folder / METADATA)])
     run.say(f"converted to {outtype}: {full.stat().st_size / 1e6:.0f} MB")
     return full
 

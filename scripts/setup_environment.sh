@@ -97,15 +97,22 @@ fetch_llama() { # folder
 }
 
 build_llama() {
-  local version wanted before
+  local version wanted before compiler
   version=$(pin_of llama-cpp-python)
   before=$(sed -n 's/.* cuda=//p' "$venv/llama.built" 2>/dev/null || true)
   LLAMA_CUDA=${LLAMA_CUDA:-${before:-0}} # what was chosen once stays, until another choice is named
-  wanted="$version cuda=$LLAMA_CUDA"
+  wanted="$version no-amx cuda=$LLAMA_CUDA"
   [ "$(cat "$venv/llama.built" 2>/dev/null)" = "$wanted" ] && return
-  command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
+  compiler=$(command -v "${CXX:-c++}" || command -v g++ || command -v clang++) ||
     fail "no C++ compiler" "sudo apt install build-essential"
   local options=(-C cmake.define.LLAVA_BUILD=OFF) # pictures are not read here
+  # On Xeons with AMX (Sapphire Rapids and later) this llama.cpp crashes at the first batch, in ldtilecfg of
+  # ggml_backend_amx_mul_mat. Compilers that do not know the flags know no AMX either.
+  local no_amx="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+  # shellcheck disable=SC2086 # several flags
+  if "$compiler" $no_amx -x c++ -E /dev/null >/dev/null 2>&1; then
+    options+=(-C "cmake.define.CMAKE_CXX_FLAGS=$no_amx" -C "cmake.define.CMAKE_C_FLAGS=$no_amx")
+  fi
   if [ "$LLAMA_CUDA" = 1 ]; then
     command -v nvcc >/dev/null || fail "LLAMA_CUDA=1 needs nvcc" "install the CUDA toolkit of your driver, or leave it out"
     options+=(-C cmake.define.GGML_CUDA=ON)
@@ -137,7 +144,8 @@ check_foreign() {
   local missing
   missing=$("$venv/bin/python" - <<'PY'
 from importlib.util import find_spec
-needed = "torch transformers trl peft bitsandbytes accelerate datasets llama_cpp gguf yaml pydantic dotenv psutil markdown_it"
+needed = "torch transformers trl peft bitsandbytes accelerate datasets llama_cpp gguf yaml pydantic dotenv psutil"
+needed += " markdown_it docutils bs4 markdownify mammoth pypdf rensa detect_secrets phonenumbers"
 print(" ".join(name for name in needed.split() if find_spec(name) is None))
 PY
   )

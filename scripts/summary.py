@@ -1,8 +1,13 @@
-"""The end of `make all`: what was made, how good it is, how long it took, what comes next."""
+"""The end of `make all`: what was made, how good it is beside its base, how long it took, what comes next.
 
+Reads the records of the phases; measures nothing itself.
+"""
+
+import os
 from pathlib import Path
 
-from forge import config, files, graph, manifest, phase
+from forge import config, graph, manifest, phase
+from forge.errors import ForgeError
 
 
 def main() -> None:
@@ -14,39 +19,60 @@ def show(configuration: config.Config) -> None:
     layout = configuration.layout
     records = {row.name: manifest.read(row.record(layout)) or {} for row in graph.PHASES}
     made = records["modelfile"]
+    if not made:
+        raise ForgeError(f"{layout.name} is not made yet", f"run make all CONFIG={configuration.path}")
     print(f"\n{layout.name}")
     for item in made["files"]:
-        print(f"  {layout.gguf_folder / item['name']}  {item['size'] / 1e6:.1f} MB  {_fidelity(made, item)}")
-    print(f"  trained on {made['data']['rows']['train']} rows; gates: {_gates(made)}")
-    knowledge = _knowledge(layout)
-    if knowledge:
-        print(f"  {knowledge}")
+        print(f"  {layout.gguf_folder / item['name']}  {item['size'] / 1e6:.1f} MB")
+    print(f"  trained on {made['data']['rows']['train']} rows; gates: {_gates(made)}\n")
+    columns = ["base", "tuned", *(item["quantization"] for item in made["files"])]
+    if "results" in made:
+        table(["", *columns], figures(made["results"], columns))
+    else:
+        print(
+            "  made by an older version, without these figures: make redo PHASE=verify-adapter, then PHASE=verify-gguf"
+        )
     seconds = sum(record.get("seconds", 0) for record in records.values())
     peak = max(record.get("peak_mb", 0) for record in records.values())
-    print(f"  {seconds / 60:.1f} minutes of work in all phases, {peak / 1000:.1f} GB of memory at most")
+    slowest = max(records, key=lambda name: records[name].get("seconds", 0))
+    print(
+        f"\n  {seconds / 60:.1f} minutes of work in all phases ({slowest} {records[slowest]['seconds'] / 60:.1f}), "
+        f"{peak / 1000:.1f} GB of memory at most"
+    )
     given = "" if configuration.path == Path("config/training_config.yaml") else f" CONFIG={configuration.path}"
+    given += f" VENV={os.environ['VENV']}" if os.environ.get("VENV", ".venv") != ".venv" else ""
     print(
         f'next: make ask PROMPT="..."{given}    ollama create {_name(configuration)} -f Modelfile    make status{given}'
     )
 
 
-def _fidelity(made: dict, item: dict) -> str:
-    found = made["fidelity"][item["quantization"]]
-    return f"KL {found['mean_kl']:.3f} from the merged model (n={found['n_tokens']} tokens)"
+def figures(results: dict, columns: list[str]) -> list[list[str]]:
+    """A line a figure, with its sample size: the base before training, with its adapter, each finished file."""
+    said, loss, kl = results["questions"], results["loss"], results["mean_kl"]
+    found = []
+    for name, part, whole in (
+        ("held-out questions answered with their fact", "right", "asked"),
+        ("answers that end by themselves", "stopped", "answers"),
+    ):
+        if any(said[column][whole] for column in columns):
+            found.append([name, *(f"{said[column][part]} of {said[column][whole]}" for column in columns)])
+    found.append(
+        [f"loss on {loss['rows']} held-out rows ({loss['tokens']} tokens)"] + [f"{loss[name]:.2f}" for name in columns]
+    )
+    files = columns[2:]
+    found.append(["KL divergence from the merged model", "-", "-", *(f"{kl[name]:.4f}" for name in files)])
+    return found
+
+
+def table(header: list[str], body: list[list[str]]) -> None:
+    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
+    for first, *others in [header, *body]:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        print("  " + "   ".join(cells).rstrip())
 
 
 def _gates(made: dict) -> str:
     return ", ".join(f"{name} {verdict}" for name, verdict in made["verdicts"].items())
-
-
-def _knowledge(layout: graph.Layout) -> str:
-    """Held-out questions answered with the expected fact by the first GGUF."""
-    items = files.read_jsonl(layout.gate("verify-gguf") / "items.jsonl")
-    if not items:
-        return ""
-    first = [item for item in items if item["quantization"] == items[0]["quantization"]][1:]
-    judged = [item["contains_facts"] for item in first if item["contains_facts"] is not None]
-    return f"expected fact in {sum(judged)} of {len(judged)} answers to held-out questions" if judged else ""
 
 
 def _name(configuration: config.Config) -> str:

@@ -12,7 +12,7 @@ With --input or --file it answers instead of checking:
 import math
 from pathlib import Path
 
-from forge import chat, compare, files, models, phase
+from forge import chat, compare, files, models, phase, questions
 from forge.errors import INTEGRITY, ForgeError
 
 
@@ -24,16 +24,17 @@ def work(run: phase.Run) -> dict:
     rows = compare.heldout_rows(run.layout.dataset, tokenizer, limits["heldout_rows"])
     base = models.causal_lm(run.layout.base, models.compute_dtype("auto"))
     before = compare.scores(compare.hugging_face(base), rows)
+    held = questions.heldout(run.layout.dataset, limits["questions"])
+    asked = [row["prompt"] for row in held] or [chat.conversation(system_prompt(run), "Who are you?")]
+    answers_before = compare.answers(base, tokenizer, asked, limits["max_new_tokens"])
     model = models.with_adapter(base, run.layout.adapter)
     found = compare.compare(rows, before, compare.hugging_face(model))
     run.say(f"loss on {found.n_rows} held-out rows: base {found.reference_loss:.3f}, tuned {found.other_loss:.3f}")
-    questions = files.read_jsonl(run.layout.dataset / "questions.jsonl")[: limits["questions"]]
-    asked = [row["prompt"] for row in questions] or [chat.conversation(system_prompt(run), "Who are you?")]
     answers = compare.answers(model, tokenizer, asked, limits["max_new_tokens"])
-    keep_items(run, questions, answers)
     return {
         "checks": list(checks(found, answers, nonzero, total, limits)),
         "comparison": found.as_dict(),
+        "answers": keep_items(run, held, {"base": answers_before, "tuned": answers}),
         "remedy": "train longer or with another learning_rate; answers are in "
         f"{run.record.parent}/items.jsonl, the limits in the config's evaluation section",
     }
@@ -94,20 +95,24 @@ def checks(found: compare.Comparison, answers: list[dict], nonzero: int, total: 
     }
 
 
-def keep_items(run: phase.Run, questions: list[dict], answers: list[dict]) -> None:
-    """Every answer, and how many contain their fact (a diagnostic here: no limit is set on it)."""
+def keep_items(run: phase.Run, held: list[dict], answers: dict[str, list[dict]]) -> dict:
+    """Every answer of base and tuned model is kept. Returns for both how many contain their fact and how many end.
+
+    A diagnostic here: no limit is set on the facts.
+    """
     items = []
-    for question, answer in zip(questions, answers, strict=False):
-        known = compare.contains(answer["answer"], question["facts"]) if question.get("facts") else None
-        items.append(
-            {"id": question["id"], "question": question["prompt"][-1]["content"], "facts": question.get("facts")}
-            | answer
-            | {"contains_facts": known}
-        )
+    for number, row in enumerate(held):
+        item = {"id": row["id"], "question": questions.text_of(row), "facts": row.get("facts")}
+        for who, said in answers.items():
+            known = questions.right(said[number]["answer"], row.get("facts"))
+            item[who] = {**said[number], "contains_facts": known}
+        items.append(item)
     files.write_text(run.record.parent / "items.jsonl", "".join(map(files.json_line, items)))
-    judged = [item["contains_facts"] for item in items if item["contains_facts"] is not None]
-    if judged:
-        run.say(f"answers with the expected fact: {sum(judged)} of {len(judged)} held-out questions")
+    found = {who: questions.score([item[who] for item in items]) for who in answers}
+    if found["tuned"]["asked"]:
+        counts = ", ".join(f"{who} {figures['right']}" for who, figures in found.items())
+        run.say(f"answers with the expected fact, of {found['tuned']['asked']} held-out questions: {counts}")
+    return found
 
 
 def system_prompt(run: phase.Run) -> str:
@@ -132,7 +137,7 @@ def ask(run: phase.Run) -> bool:
     arguments = run.arguments
     if arguments.input is None and arguments.file is None:
         return False
-    questions = questions_of(arguments)
+    wanted = questions_of(arguments)
     models.prepare()
     dtype = models.compute_dtype("auto")
     if arguments.model_type == "merged":
@@ -147,7 +152,7 @@ def ask(run: phase.Run) -> bool:
         model = models.with_adapter(models.causal_lm(run.layout.base, dtype), folder)
     tokenizer = models.tokenizer(run.layout.base)
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.do_sample else None
-    for question in questions:
+    for question in wanted:
         conversation = chat.conversation(system_prompt(run), question)
         answer = compare.answers(model, tokenizer, [conversation], arguments.max_new_tokens, sampling)[0]
         cut = "" if answer["stopped"] else f" [cut at {arguments.max_new_tokens} tokens]"

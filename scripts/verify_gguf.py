@@ -10,21 +10,7 @@ models/gguf/<name>.fidelity.json and, on PASS, gate.ok.
 import os
 from pathlib import Path
 
-from forge import chat, compare, files, llama, models, phase
-
-# Conversations whose rendering or splitting goes wrong first.
-CONVERSATIONS = (
-    [{"role": "user", "content": "Hello"}],
-    [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Caf\u00e9 \U0001f600 12345 \u4f60\u597d?"},
-    ],
-    [
-        {"role": "user", "content": "def f(x):\n    return x  # tab\there"},
-        {"role": "assistant", "content": "  Fine.  "},
-        {"role": "user", "content": "And now?\n\n"},
-    ],
-)
+from forge import compare, files, llama, models, phase, questions, vocabulary
 
 
 def work(run: phase.Run) -> dict:
@@ -35,27 +21,29 @@ def work(run: phase.Run) -> dict:
     merged = compare.scores(
         compare.hugging_face(models.causal_lm(run.layout.merged, run.facts("merge")["dtype"])), rows
     )
-    found, fidelity, items = [], {}, []
+    found, fidelity, said, items = [], {}, {}, []
     for quantization, made in run.facts("gguf")["files"].items():
         path = run.layout.gguf_folder / made["name"]
         checks, fidelity[quantization], answers = verify(run, path, tokenizer, rows, merged)
         found += [{**check, "name": f"{quantization}: {check['name']}"} for check in checks]
         items += [{"quantization": quantization, **answer} for answer in answers]
+        said[quantization] = questions.score(answers[1:])  # the identity question is a check of its own
     files.write_text(run.record.parent / "items.jsonl", "".join(map(files.json_line, items)))
     files.write_json(run.layout.gguf_folder / f"{run.layout.name}.fidelity.json", fidelity)
     return {
         "checks": found,
         "fidelity": fidelity,
+        "answers": said,
         "remedy": "choose a larger quantization (Q5_K_M, Q8_0), train longer, or set gguf.fidelity to what you accept",
     }
 
 
 def verify(run: phase.Run, path: Path, tokenizer, rows: list[dict], merged: list) -> tuple[list, dict, list]:
     limits = run.settings["gguf"]["fidelity"]
-    checks = [check_metadata(path, tokenizer)]
+    keys = len(llama.header(path))
     context = max(len(row["input_ids"]) for row in rows) + 8
     model = llama.load(path, context=context, logits_all=True)
-    checks.append(check_tokens(model, tokenizer))
+    checks = [vocabulary.check_metadata(model, tokenizer, keys), vocabulary.check_tokens(model, tokenizer)]
     result = compare.compare(rows, merged, compare.gguf(model))
     model.close()
     checks.append(
@@ -81,70 +69,27 @@ def verify(run: phase.Run, path: Path, tokenizer, rows: list[dict], merged: list
     return checks, result.as_dict(), answers
 
 
-def check_metadata(path: Path, tokenizer) -> dict:
-    """Header readable, template byte-equal to the model's, vocabulary as long as the tokenizer's or padded."""
-    header = llama.header(path)
-    problems = []
-    if header.get("tokenizer.chat_template") != tokenizer.chat_template:
-        problems.append("chat template")
-    if len(header.get("tokenizer.ggml.tokens", [])) < len(tokenizer):
-        problems.append("vocabulary")
-    if chat.end_token(tokenizer) not in _end_ids(header):
-        problems.append("end token")
-    return {
-        "name": "metadata that differs from the model's",
-        "value": ", ".join(problems) or "none",
-        "limit": "none",
-        "n": len(header),
-        "passed": not problems,
-    }
-
-
-def _end_ids(header: dict) -> set:
-    """llama.cpp ends a generation at any of these."""
-    return {header.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
-
-
-def check_tokens(model, tokenizer) -> dict:
-    """Rendered conversations give the same token ids in both, with no second start token in front."""
-    wrong = []
-    for conversation in CONVERSATIONS:
-        try:
-            text = chat.render(tokenizer, conversation, generation_prompt=True)
-        except chat.ForgeError:
-            continue  # a template without system role, say: it refuses in training too
-        theirs = model.tokenize(text.encode("utf-8"), add_bos=False, special=True)
-        if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
-            wrong.append(text[:40])
-    return {
-        "name": "conversations that are split into other tokens",
-        "value": len(wrong),
-        "limit": "0",
-        "n": len(CONVERSATIONS),
-        "passed": not wrong,
-    }
-
-
 def ask(run: phase.Run, path: Path) -> list[dict]:
-    """Greedy answers of the file through llama.cpp, with the file's own chat template."""
+    """Answers of the file: the identity question first, then the held-out ones, each with its verdict."""
     project, limits = run.settings["project"], run.settings["evaluation"]
-    held = files.read_jsonl(run.layout.dataset / "questions.jsonl")[: limits["questions"]]
-    asked = [{"question": project["identity"]["question"], "facts": [project["identity"]["expected"]]}]
-    asked += [{"question": row["prompt"][-1]["content"], "facts": row.get("facts")} for row in held]
-    model = llama.load(path, context=1024)
-    for item in asked:
-        messages = chat.conversation(project["system_prompt"], item["question"])
-        made = model.create_chat_completion(messages, max_tokens=limits["max_new_tokens"], temperature=0.0)
-        choice = made["choices"][0]
-        item["answer"] = (choice["message"]["content"] or "").strip()
-        item["stopped"] = choice["finish_reason"] == "stop"
-        item["contains_facts"] = compare.contains(item["answer"], item["facts"]) if item["facts"] else None
-    model.close()
-    known = [item["contains_facts"] for item in asked[1:] if item["contains_facts"] is not None]
-    if known:
-        run.say(f"{path.name}: expected fact in {sum(known)} of {len(known)} answers to held-out questions")
-    run.say(f"  {asked[0]['question']} -> {asked[0]['answer'][:100]}")
-    return asked
+    held = questions.heldout(run.layout.dataset, limits["questions"])
+    expected = [project["identity"]["expected"]] if project["identity"]["expected"] else None
+    asked = [{"prompt": questions.identity(project), "facts": expected}, *held]
+    answers = questions.ask_gguf(path, [row["prompt"] for row in asked], limits["max_new_tokens"])
+    items = [
+        {
+            "question": questions.text_of(row),
+            "facts": row.get("facts"),
+            **answer,
+            "contains_facts": questions.right(answer["answer"], row.get("facts")),
+        }
+        for row, answer in zip(asked, answers, strict=True)
+    ]
+    found = questions.score(items[1:])
+    if found["asked"]:
+        run.say(f"{path.name}: expected fact in {found['right']} of {found['asked']} answers to held-out questions")
+    run.say(f"  {items[0]['question']} -> {items[0]['answer'][:100]}")
+    return items
 
 
 def check_answers(run: phase.Run, answers: list[dict]) -> list[dict]:

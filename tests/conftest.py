@@ -140,6 +140,8 @@ def checkout(tmp_path, monkeypatch) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
     for name in ("Makefile", "Modelfile.template", "requirements-finetuning.txt", "requirements-dev.txt"):
         shutil.copy2(ROOT / name, root / name)
+    (root / "scenarios").mkdir()
+    shutil.copy2(ROOT / "scenarios/canary.jsonl", root / "scenarios/canary.jsonl")
     (root / "corpus").mkdir()
     (root / "corpus/page.md").write_text("# Page\n\nOne sentence.\n", encoding="utf-8")
     monkeypatch.chdir(root)
@@ -218,6 +220,16 @@ def run_script():
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """`warm.run(folder, "merge_adapter.py", "--config", path)`: as run_script, without the time of the imports."""
+    from warm import Warm
+
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.close()
 
 
 def read_rows(path: Path) -> list[dict]:

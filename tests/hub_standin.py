@@ -1,6 +1,7 @@
 """A stand-in of the model hub's HTTP API on loopback, as far as downloads need it.
 
-Serves one repository from a folder. The real huggingface_hub client talks to it through HF_ENDPOINT.
+Serves one repository, a model's or a data set's, from a folder. The real huggingface_hub client talks to it through
+HF_ENDPOINT.
 """
 
 import hashlib
@@ -16,12 +17,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub(ThreadingHTTPServer):
     """`refuse`: status and error code of every answer (401, "GatedRepo"); `requests`: what was asked."""
 
-    def __init__(self, folder: Path, repository: str = "org/model"):
+    def __init__(self, folder: Path, repository: str = "org/model", kind: str = "models"):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.repository = folder, repository
+        self.api = f"/api/{kind}/{repository}"
+        self.resolve = f"/{'' if kind == 'models' else kind + '/'}{repository}/resolve/"
         self.refuse: tuple[int, str] | None = None
         self.requests: list[tuple[str, str]] = []
         self.tokens: set[str] = set()
+
+    def names(self) -> list[str]:
+        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
 
     @property
     def url(self) -> str:
@@ -57,19 +63,19 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.refuse:
             status, code = self.server.refuse
             self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
-        elif path.startswith(f"/api/models/{self.server.repository}/tree/"):
-            self._json([self._entry(file) for file in sorted(self.server.folder.iterdir())])
-        elif path.startswith(f"/api/models/{self.server.repository}"):
-            siblings = [{"rfilename": file.name} for file in sorted(self.server.folder.iterdir())]
+        elif path.startswith(f"{self.server.api}/tree/"):
+            self._json([self._entry(name) for name in self.server.names()])
+        elif path.startswith(self.server.api):
+            siblings = [{"rfilename": name} for name in self.server.names()]
             self._json({"id": self.server.repository, "sha": COMMIT, "siblings": siblings, "private": False})
-        elif path.startswith(f"/{self.server.repository}/resolve/"):
-            self._file(self.server.folder / path.rpartition("/")[2])
+        elif path.startswith(self.server.resolve):
+            self._file(self.server.folder / path.removeprefix(self.server.resolve).partition("/")[2])
         else:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
-    def _entry(self, file: Path) -> dict:
-        raw = file.read_bytes()
-        return {"type": "file", "path": file.name, "size": len(raw), "oid": hashlib.sha1(raw).hexdigest()}
+    def _entry(self, name: str) -> dict:
+        raw = (self.server.folder / name).read_bytes()
+        return {"type": "file", "path": name, "size": len(raw), "oid": hashlib.sha1(raw).hexdigest()}
 
     def _file(self, file: Path):
         if not file.is_file():

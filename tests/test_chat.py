@@ -23,12 +23,23 @@ NO_END = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+SYSTEM_IN_THE_LAST_QUESTION = (  # Mistral's: without the last turn being the user's, the system prompt is lost
+    "{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + ' ' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set first = '' %}{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}[{{ first if loop.last else '' }}{{ m['content'] }}]"
+    "{% else %} {{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+)
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
 )
 END_WITHOUT_NEWLINE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+PHI = (  # Phi-3.5's: its control tokens swallow the newline after them, and the end of all has a token of its own
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
 )
 
 
@@ -148,6 +159,36 @@ def test_every_stop_of_the_model_counts(tiny_tokenizer, listed, more):
     assert found == [*more, tiny_tokenizer.eos_token_id]
 
 
+@pytest.fixture
+def phi(templated):
+    from transformers import AddedToken
+
+    tokenizer = templated(PHI)
+    names = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer.add_tokens([AddedToken(name, rstrip=True) for name in names], special_tokens=True)
+    return tokenizer
+
+
+def test_an_end_token_that_swallows_the_newline_carries_loss(phi):
+    row = chat.encode(phi, [SYSTEM, *FIRST])
+    assert phi.convert_ids_to_tokens(row["input_ids"])[-2:] == ["<|end|>", "<|im_end|>"], "no newline between them"
+    assert carrying(phi, row) == ["Good day \U0001f41d.\n\nMore.<|end|><|im_end|>"]
+    asked = chat.prompt_ids(phi, [SYSTEM, FIRST[0]])
+    assert row["input_ids"][: len(asked)] == asked
+
+
+def test_of_two_tokens_at_the_end_the_first_ends_the_answer(phi):
+    assert phi.convert_ids_to_tokens(chat.end_token(phi)) == "<|end|>"
+
+
+def test_the_end_of_all_is_no_part_of_an_earlier_answer(phi):
+    row = chat.encode(phi, [SYSTEM, *FIRST, *SECOND])
+    assert carrying(phi, row) == [
+        "Good day \U0001f41d.\n\nMore.<|end|>",
+        "assistant: <b>no</b><|end|><|im_end|>",
+    ]
+
+
 # -- templates that are refused -------------------------------------------------------------------------------
 
 
@@ -156,6 +197,16 @@ def refused(work) -> ForgeError:
         work()
     assert caught.value.code == 2
     return caught.value
+
+
+def test_a_system_prompt_that_a_template_forgets_is_trained_all_the_same(templated):
+    tokenizer = templated(SYSTEM_IN_THE_LAST_QUESTION)
+    row = chat.encode(tokenizer, [SYSTEM, *FIRST])
+    asked = chat.prompt_ids(tokenizer, [SYSTEM, FIRST[0]])
+    assert tokenizer.decode(asked) == "[Be brief. Hi.]"
+    assert row["input_ids"][: len(asked)] == asked
+    assert carrying(tokenizer, row) == [" Good day \U0001f41d.\n\nMore.<|im_end|>"]
+    refused(lambda: chat.encode(tokenizer, [SYSTEM, *FIRST, *SECOND]))
 
 
 @pytest.mark.parametrize("template", [CHANGES_WITH_THE_NEXT_TURN, OTHER_GENERATION_PROMPT])
@@ -182,7 +233,6 @@ def test_a_template_without_an_end_token_is_refused(templated):
     ("template", "reason"),
     [
         (None, "tokenizer.chat_template is not set"),
-        (NO_SYSTEM, "System role not supported"),
         ("{% for m in messages %}", "Unexpected end of template"),
         ("{{ messages[0].content.nothing() }}", "has no attribute 'nothing'"),
     ],
@@ -194,8 +244,36 @@ def test_a_template_that_does_not_render_is_refused(templated, template, reason)
     assert error.remedy == "name another base, or a template for it in model.chat_template"
 
 
+def test_a_template_without_a_system_turn_says_what_helps(templated):
+    error = refused(lambda: chat.render(templated(NO_SYSTEM), [SYSTEM, *FIRST]))
+    assert error.cause == "the chat template cannot render a conversation: System role not supported"
+    assert error.remedy == (
+        'set project.system_prompt to "" (rows must have no system turn either), or name another base'
+    )
+
+
 def test_a_template_cannot_reach_the_machine(templated):
     """Templates come with the model: jinja's sandbox keeps them from running anything."""
     template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     error = refused(lambda: chat.render(templated(template), FIRST))
     assert "unsafe" in error.cause
+
+
+def test_of_a_prompt_and_its_completion_the_last_answer_alone_is_trained(tiny_tokenizer):
+    row = {"prompt": [SYSTEM, *FIRST, SECOND[0]], "completion": [SECOND[1]]}
+    whole = chat.encode(tiny_tokenizer, [SYSTEM, *FIRST, *SECOND])
+    encoded = chat.encode_row(tiny_tokenizer, row)
+    assert encoded["input_ids"] == whole["input_ids"]
+    assert carrying(tiny_tokenizer, encoded) == [carrying(tiny_tokenizer, whole)[-1]]
+    assert chat.encode_row(tiny_tokenizer, {"messages": [SYSTEM, *FIRST, *SECOND]}) == whole
+
+
+def test_many_turns_with_a_template_that_moves_the_system_prompt(templated):
+    tokenizer = templated(SYSTEM_IN_THE_LAST_QUESTION)
+    prompt = [SYSTEM, *FIRST, SECOND[0]]
+    encoded = chat.encode_row(tokenizer, {"prompt": prompt, "completion": [SECOND[1]]})
+    asked = chat.prompt_ids(tokenizer, prompt)
+    assert SYSTEM["content"] in tokenizer.decode(asked)
+    assert encoded["input_ids"][: len(asked)] == asked
+    [answer] = carrying(tokenizer, encoded)
+    assert answer.strip() == SECOND[1]["content"] + "<|im_end|>"

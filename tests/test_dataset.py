@@ -10,7 +10,11 @@ from pathlib import Path
 import forge_dataset
 import pytest
 from conftest import PAGES, read_rows
-from forge import chat, config, files, graph, phase
+from forge import chat, config, files, graph, models, phase, sources
+from forge.data import reading
+from forge.data.package import Package, encode
+from forge.data.reference import Reference
+from forge.data.rows import Maker
 from forge.errors import ForgeError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +47,7 @@ def forge(checkout, tiny_base, write_config, monkeypatch):
             loaded.layout.base.parent.mkdir(parents=True, exist_ok=True)
             loaded.layout.base.symlink_to(tiny_base)
         run = phase.Run(graph.BY_NAME["dataset"], loaded, argparse.Namespace(force=True))
-        run.sources = "digest"
+        run.sources = sources.outside("dataset", loaded)
         files.remove(run.staging)
         run.staging.mkdir(parents=True)
         return run
@@ -147,7 +151,7 @@ def test_no_row_is_longer_than_the_budget(forge, tiny_tokenizer):
     lengths = [len(chat.encode(tiny_tokenizer, chat.messages_of(row))["input_ids"]) for row in rows(folder)]
     assert max(lengths) <= 160
     statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    assert statistics["tokens"]["longest"] == max(lengths)
+    assert max(lengths) <= statistics["tokens"]["longest"] <= 160  # counted a block at a time: never less than it is
     assert statistics["rows"] == {name: len(rows(folder, name)) for name in (*SPLITS, "dropped")}
 
 
@@ -252,19 +256,21 @@ def test_one_wording_is_always_trained(forge, wanted, held):
 def many_ways(forge, seeds: int = 40, **sections):
     """The splits of many seeds, with the tokenizer loaded once."""
     run = forge.started(**sections)
-    maker = forge_dataset.Forge(run)
+    tokenizer = models.tokenizer(run.layout.base)
     paths = sorted(Path("documents").iterdir())
     for seed in range(seeds):
-        maker.project["seed"] = seed
-        maker.rows, maker.seen = {name: [] for name in (*SPLITS, "dropped")}, {}
+        run.settings["project"]["seed"] = seed
+        maker = Maker(run.settings, tokenizer, Reference([]), frozenset())
+        package = Package(run.staging, run.settings)
         for path in paths:
-            forge_dataset.read(maker, path, run)
-        forge_dataset.separate(maker)
-        try:
-            forge_dataset.require_rows(maker)
-        except ForgeError:
-            continue  # everything fell into validation
-        yield maker.rows
+            package.add(encode(maker.document(str(path), reading.read(path)), seed))
+        package.assign()
+        package.write()
+        found = {name: read_rows(run.staging / f"{name}.jsonl") for name in (*SPLITS, "dropped")}
+        for path in run.staging.iterdir():
+            path.unlink()
+        if found["train"]:
+            yield found
 
 
 IDENTITY = "# Me\n\nQ: Who are you?\nQ: Your name?\nA: I am Maja.\n\nQ: Two?\nQ: A second?\nA: 2.\n\n# Else\n\nWords.\n"
@@ -283,6 +289,13 @@ def test_the_identity_question_is_trained_though_another_page_asks_the_same(forg
     page("# You\n\nQ: who are you?\nQ: And who is this?\nA: A bee.\n", "other.md")
     for found in many_ways(forge, data={"validation_share": 0.3}):
         assert "Who are you?" in [question(row) for row in found["train"]]
+
+
+def test_every_fact_with_a_wording_to_spare_is_trained(forge):
+    page("".join(f"# Page {n}\n\nWords of {n}.\n\nQ: What is {n}?\nQ: Say {n}.\nA: It is {n}.\n\n" for n in range(12)))
+    for found in many_ways(forge, data={"validation_share": 0.5, "heldout_wordings": 1}):
+        assert {answer(row) for row in found["train"]} >= {f"It is {n}." for n in range(12)}
+        assert len(found["questions"]) == 12
 
 
 def test_no_question_stands_in_two_splits(forge):
@@ -331,7 +344,7 @@ def test_one_more_page_moves_no_row_of_the_others(forge):
     """A split depends on the seed and the place alone: the loss on held-out text stays comparable."""
     for name, text in PAGES.items():
         page(text, name)
-    sections = {"data": {"validation_share": 0.3}, "project": {"name": "test", "seed": 3}}
+    sections = {"data": {"validation_share": 0.3}, "project": {"name": "test", "seed": 1}}
     before = {row["id"] for row in rows(forge(**sections), "validation", "questions")}
     page("# New\n\nNew words.\n", "aaa.md")
     after = rows(forge(**sections), "validation", "questions")
@@ -376,12 +389,28 @@ def test_pipes_and_loops_do_not_hold_up(forge, mode):
         assert [row["origin"] for row in rows(forge(**sections), "dropped")] == ["corpus/loop.md", "corpus/pipe.md"]
 
 
+def test_a_file_that_changes_while_it_is_read_is_noticed(forge, monkeypatch):
+    """The record would name the digest of bytes that no row was made from."""
+    page("# Bees\n\nWords.\n\n# More\n\nMore words.\n")
+    load = reading.load
+
+    def changed(path: Path) -> bytes:
+        raw = load(path)
+        path.write_bytes(raw + b"\nMore.\n")
+        return raw
+
+    monkeypatch.setattr(reading, "load", changed)
+    assert refused(lambda: forge(data={})).cause == "a file of data.sources changed while it was read"
+    monkeypatch.setattr(reading, "load", load)
+    assert rows(forge(data={}), "train")
+
+
 def test_byte_order_marks_and_crlf_change_no_row(forge):
     text = PAGES["bees.md"]
     found = []
     for raw in (text.encode(), b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()):
         page(raw)
-        found.append({path.name: path.read_bytes() for path in forge(data={}).iterdir()})
+        found.append({path.name: path.read_bytes() for path in forge(data={}).glob("*.jsonl")})
     assert found[0] == found[1]
 
 

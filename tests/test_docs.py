@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 import typing
 from pathlib import Path
 
@@ -60,19 +61,22 @@ def render_config_reference() -> str:
     return "\n".join(parts)
 
 
-def model_in(annotation: object) -> type[BaseModel] | None:
-    """The section inside an annotation, that of a list's items included."""
-    inner = next(iter(typing.get_args(annotation)), None) if typing.get_origin(annotation) is list else annotation
-    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+def models_in(annotation: object) -> list[type[BaseModel]]:
+    """The sections inside an annotation: of a list's items, too, and every one of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (list, typing.Annotated, typing.Union, types.UnionType):
+        return [model for part in typing.get_args(annotation) for model in models_in(part)]
+    return []
 
 
 def leaves(prefix: str, info: FieldInfo) -> list[tuple[str, FieldInfo]]:
     """Every key below a field with its dotted name; a field that holds no section is its own leaf."""
-    model = model_in(info.annotation)
-    if model is None:
+    models = models_in(info.annotation)
+    if not models:
         return [(prefix, info)]
     found = [(prefix, info)] if typing.get_origin(info.annotation) is list else []
-    for name, field in model.model_fields.items():
+    for name, field in [item for model in models for item in model.model_fields.items()]:
         found += leaves(f"{prefix}.{name}", field)
     return found
 
@@ -85,6 +89,8 @@ def type_of(info: FieldInfo) -> str:
 
 def type_words(annotation: object) -> str:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if models_in(annotation):
+        return "list of sections of the keys below" if origin is list else "sections of the keys below"
     if origin is typing.Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin is typing.Annotated:
@@ -93,8 +99,6 @@ def type_words(annotation: object) -> str:
         return f"list of {type_words(inner[0])}"
     if inner:
         return " or ".join(type_words(part) for part in inner)
-    if model_in(annotation):
-        return "sections of the keys below"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
     return names[annotation]
 
@@ -227,7 +231,7 @@ def checkout(tmp_path_factory) -> Path:
     root.mkdir()
     for name in ("Makefile", "Modelfile.template", "requirements-finetuning.txt", "requirements-dev.txt"):
         shutil.copy(ROOT / name, root / name)
-    for name in ("scripts", "corpus", "config"):
+    for name in ("scripts", "corpus", "scenarios", "config"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
     (root / "config/other.yaml").write_text("extends: training_config.yaml\n", encoding="utf-8")
     (root / "config/local").mkdir()
@@ -271,12 +275,27 @@ def test_every_script_is_described(script):
     assert any(script in text_of(page) for page in PAGES)
 
 
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "bench").glob("*.py")))
+def test_every_benchmark_is_described(script):
+    assert f"`bench/{script}`" in section(ROOT / "README.md", "Benchmarks")
+
+
+def test_every_benchmark_has_a_target():
+    rules = dict(
+        re.findall(r"^bench-([a-z-]+):.*\n\t@\$\(PYTHON\) bench/(\w+)\.py", text_of(ROOT / "Makefile"), flags=re.M)
+    )
+    shown = re.findall(r"^\| `make bench-([a-z-]+)` \| `bench/(\w+)\.py`", text_of(ROOT / "README.md"), flags=re.M)
+    references = {path.stem.removeprefix("reference_") for path in (ROOT / "bench").glob("reference_*.py")}
+    assert dict(shown) == rules == {name: name.replace("-", "_") for name in rules}
+    assert references <= rules.keys()
+
+
 def script_calls() -> set[tuple[str, str]]:
     """Script and option of every command that calls a script."""
     found = set()
     for page in PAGES:
         for line in command_lines(page):
-            match = re.match(r".*\b(?:python|bash) scripts/(\w+\.(?:py|sh))(.*)", line)
+            match = re.match(r".*\b(?:python|bash) (?:scripts|bench)/(\w+\.(?:py|sh))(.*)", line)
             if match:
                 found |= {(match[1], option) for option in re.findall(r"(?<=\s)--[a-z-]+", match[2])}
         for span in spans(page):
@@ -286,8 +305,10 @@ def script_calls() -> set[tuple[str, str]]:
 
 
 def test_options_exist():
-    code = {path.name: text_of(path) for path in (ROOT / "scripts").glob("*.*") if path.is_file()}
-    shared = text_of(ROOT / "scripts/forge/phase.py") + '"--help"'
+    code = {
+        path.name: text_of(path) for path in [*ROOT.glob("scripts/*.*"), *ROOT.glob("bench/*.py")] if path.is_file()
+    }
+    shared = text_of(ROOT / "scripts/forge/phase.py") + code["harness.py"] + '"--help"'
     unknown = []
     for script, option in script_calls():
         places = [*code.values(), shared] if not script else [code[script], shared]
@@ -301,6 +322,19 @@ def test_options_exist():
 def test_paths_of_scripts_exist():
     named = {name for page in PAGES for name in re.findall(r"scripts/(\w+\.(?:py|sh))", text_of(page))}
     assert [name for name in sorted(named) if not (ROOT / "scripts" / name).is_file()] == []
+
+
+# -- presets ----------------------------------------------------------------------------------------------
+
+
+def test_readme_lists_the_presets_with_their_sizes():
+    """The sizes themselves are tried in tests/test_presets.py."""
+    rows = re.findall(r"^\| `([\w.-]+)` \| .* \| ([\d.]+) GB \|$", section(ROOT / "README.md", "Presets"), flags=re.M)
+    told = {
+        path.stem: re.search(r"4-bit weights take ([\d.]+) GB", text_of(path))[1]
+        for path in (ROOT / "config/presets").glob("*.yaml")
+    }
+    assert dict(rows) == told
 
 
 # -- phases -----------------------------------------------------------------------------------------------
@@ -341,6 +375,30 @@ def test_the_diagram_has_every_phase():
 def test_headlines_of_the_phases_are_those_printed():
     printed = dict(re.findall(r"^== ([a-z-]+): (.*) \(it was not done yet\)$", text_of(ROOT / "README.md"), flags=re.M))
     assert printed == {phase.name: phase.purpose for phase in graph.PHASES}
+
+
+def printed_lines() -> list[str]:
+    """What README says that the phases and `make all` print."""
+    blocks = [token.content for token in MARKDOWN.parse(text_of(ROOT / "README.md")) if token.type == "fence"]
+    [phases] = [text for text in blocks if text.startswith("$ make model")]
+    [end] = [text for text in blocks if text.startswith("forge-starter\n")]
+    lines = [*phases.splitlines(), *end.splitlines()]
+    unsure = ("$ ", "...", "wrote gguf_model_manifest.json")  # the last: not where the copy is the same already
+    return [line for line in lines if line.strip() and not line.startswith(unsure[0]) and line not in unsure]
+
+
+@pytest.mark.skipif("TRANSCRIPT" not in os.environ, reason="TRANSCRIPT= names no file with what `make all` printed")
+def test_make_all_prints_what_readme_shows():
+    """`...` stands for anything, as do numbers that have a fraction and what is counted before ` of `."""
+    seen = Path(os.environ["TRANSCRIPT"]).read_text(encoding="utf-8").splitlines()
+    missing = []
+    for line in printed_lines():
+        varying = r"\.\.\.|(?<![\w.])\d+\.\d+(?!\.\d)|\b\d+(?= of \d)"
+        words = re.sub(varying, "...", line).split()
+        pattern = r"\s+".join(".*".join(map(re.escape, word.split("..."))) for word in words)
+        if not any(re.fullmatch(r"\s*" + pattern, text) for text in seen):
+            missing.append(line)
+    assert missing == []
 
 
 def test_what_an_edit_reruns():
@@ -421,7 +479,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_files_of_the_checkout_exist(page):
     made = ("config/local/", "config/other.yaml")
-    named = [span for span in spans(page) if re.fullmatch(r"(?:config|corpus|docs|tests|scripts)/[\w./-]+", span)]
+    named = [span for span in spans(page) if re.fullmatch(r"(?:config|corpus|docs|tests|scripts|bench)/[\w./-]+", span)]
     assert [name for name in named if not name.startswith(made) and not (ROOT / name).exists()] == []
 
 

@@ -1,6 +1,7 @@
 """download_model.py against a stand-in of the hub, with the real huggingface_hub client."""
 
 import json
+import shutil
 
 import pytest
 from hub_standin import COMMIT, Hub
@@ -34,6 +35,17 @@ def test_a_hub_model_is_linked_and_its_commit_recorded(download, checkout, hub):
     assert record["facts"]["revision"] == COMMIT
     assert {item["name"] for item in record["subject"]} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert (folder / "model.safetensors").is_symlink()
+
+
+def test_weights_that_stand_there_twice_are_loaded_once(download, checkout, hub, tiny_base, tmp_path):
+    """Mistral's repositories hold consolidated.safetensors beside the shards."""
+    hub.folder = tmp_path / "twice"
+    shutil.copytree(tiny_base, hub.folder)
+    shutil.copy(tiny_base / "model.safetensors", hub.folder / "consolidated.safetensors")
+    done = download()
+    assert done.returncode == 0, done.stderr
+    assert not [path for _, path in hub.requests if path.endswith("consolidated.safetensors")]
+    assert not (checkout / "models/base/org/model/consolidated.safetensors").exists()
 
 
 def test_what_is_in_the_cache_is_not_loaded_again(download, checkout, hub):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forge import files, llama, manifest
+from forge import config, disk, files, llama, manifest, models
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +28,8 @@ def chain(tmp_path_factory, tiny_base) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
     for name in ("Makefile", "Modelfile.template", "requirements-finetuning.txt", "requirements-dev.txt"):
         shutil.copy2(ROOT / name, root / name)
+    (root / "scenarios").mkdir()
+    shutil.copy2(ROOT / "scenarios/canary.jsonl", root / "scenarios/canary.jsonl")
     (root / "documents").mkdir()
     for name, text in PAGES.items():
         (root / "documents" / name).write_text(text, encoding="utf-8")
@@ -40,6 +42,7 @@ def chain(tmp_path_factory, tiny_base) -> Path:
         (root / "venv" / stamp).touch()
     done = make(root, "all")
     assert done.returncode == 0, done.stdout + done.stderr
+    (root / "printed.txt").write_text(done.stdout, encoding="utf-8")
     return root
 
 
@@ -64,6 +67,7 @@ training:
   logging_steps: 1
   eval_steps: 4
   save_steps: 4
+  keep: last
 evaluation: {{heldout_rows: 4, questions: 2, max_new_tokens: 8, minimum_stop_rate: 0}}
 gguf:
   quantizations: [Q4_K_M, Q8_0]
@@ -136,6 +140,76 @@ def test_the_model_manifest_tells_the_lineage_and_no_path(chain):
     assert str(chain) not in text
 
 
+def test_the_validation_loss_is_that_of_the_last_step(chain):
+    facts = json.loads((chain / "models/test-adapter/manifest.json").read_text(encoding="utf-8"))["facts"]
+    assert facts["steps"] % 4, "eval_steps is 4: else this shows nothing"
+    last = files.read_jsonl(chain / "models/test-adapter/metrics.jsonl")[-1]
+    assert (last["step"], last["eval_loss"]) == (facts["steps"], facts["validation_loss"])
+
+
+def test_results_in_the_manifest_are_what_the_answers_say(chain):
+    results = json.loads((chain / "gguf_model_manifest.json").read_text(encoding="utf-8"))["results"]
+    asked = files.read_jsonl(chain / "evaluation/test/verify-adapter/items.jsonl")
+    of_file = files.read_jsonl(chain / "evaluation/test/verify-gguf/items.jsonl")
+    for who in ("base", "tuned"):
+        assert results["questions"][who]["right"] == sum(item[who]["contains_facts"] for item in asked)
+        assert results["questions"][who]["asked"] == len(asked) == 2
+    for name in ("Q4_K_M", "Q8_0"):
+        mine = [item for item in of_file if item["quantization"] == name][1:]
+        assert results["questions"][name] == {
+            "right": sum(item["contains_facts"] for item in mine),
+            "asked": 2,
+            "stopped": sum(item["stopped"] for item in mine),
+            "answers": 2,
+        }
+    assert 0 < results["loss"]["tuned"] < results["loss"]["base"]
+    assert 0 < results["mean_kl"]["Q8_0"] < results["mean_kl"]["Q4_K_M"]
+
+
+def test_make_all_ends_with_base_beside_tuned(chain):
+    end = (chain / "printed.txt").read_text(encoding="utf-8").partition("\ntest\n")[2]
+    heads, questions, stops, loss, kl = end.split("\n\n")[1].splitlines()
+    assert heads.split() == ["base", "tuned", "Q4_K_M", "Q8_0"]
+    assert questions.count(" of 2") == stops.count(" of 2") == 4
+    assert loss.startswith("  loss on 4 held-out rows")
+    assert kl.split()[-4:-2] == ["-", "-"]
+    assert "minutes of work" in end
+    assert 'next: make ask PROMPT="..." CONFIG=config/test.yaml VENV=venv    ollama create test' in end
+
+
+def test_bench_learning_counts_what_each_seed_learned(copy):
+    (copy / "venv/ready.ok").touch()
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench/learning.py", "--config", "config/test.yaml", "--seeds", "7"],
+        cwd=copy,
+        env={**os.environ, "VENV": "venv"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [found[key] for key in ("name", "reference", "ratio")] == ["learning", 0.0, None], (
+        "a random base knows nothing"
+    )
+    [row] = found["rows"]
+    answers = files.read_jsonl(copy / "evaluation/learning-7/verify-gguf/items.jsonl")
+    said = [item["contains_facts"] for item in answers if item["quantization"] == "Q4_K_M"][1:]
+    assert found["ours"] == row["tuned"]["share"] == sum(said) / len(said)
+    assert row["base"]["asked"] == row["tuned"]["asked"] == len(said) == 2
+
+
+def test_the_disk_that_was_worked_out_is_what_the_files_take(chain, tiny_base):
+    values = config.load(chain / "config/test.yaml").values
+    layout = config.load(chain / "config/test.yaml").layout
+    listed = disk.items(layout, models.tensor_shapes(tiny_base), "bfloat16", values)
+    taken = {item.path.name: item.size / disk.size_of(chain / item.path) for item in listed if item.stays}
+    assert 0.9 < taken["test-adapter"] < 1  # beside it: settings, curves, the record
+    assert 0.7 < taken["test-merged"] < 1  # beside it: 11 MB of tokenizer
+    assert 0.8 < taken["test-Q4_K_M.gguf"] < 1.2
+    assert 0.8 < taken["test-Q8_0.gguf"] < 1
+
+
 def test_the_modelfile(chain):
     text = (chain / "Modelfile").read_text(encoding="utf-8")
     assert "\nFROM ./models/gguf/test-Q4_K_M.gguf\n" in text
@@ -200,7 +274,7 @@ def test_a_training_killed_and_resumed_gives_the_same_file_bit_for_bit(chain, co
     shutil.rmtree(copy / "models/gguf")
 
     def sealed() -> bool:
-        return bool(list((copy / "models/checkpoints/test").glob("*/checkpoint-*/complete.json")))
+        return bool(list((copy / "models/checkpoints/test").glob("*/sft/checkpoint-*/complete.json")))
 
     kill_when(copy, ["all"], sealed, signal.SIGKILL)
     assert sealed()
@@ -233,7 +307,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_75(copy):
 
 
 def test_a_damaged_checkpoint_is_passed_over(copy):
-    from forge import checkpoints
+    from forge.training import checkpoints
 
     folder = copy / "checks"
     for number in (8, 16, 100):

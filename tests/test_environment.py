@@ -350,7 +350,7 @@ def test_memory(machine, monkeypatch):
     found = environment.check_ram(machine)
     assert found.state == "warn"
     assert "[wsl2], memory=10GB, swap=16GB" in found.remedy
-    monkeypatch.setattr(environment, "memory", lambda: (8.2, 8.0))
+    monkeypatch.setattr(environment, "memory", lambda: (8.2, 10.0))
     assert environment.check_ram(machine).state == "ok"  # RAM and swap together
     assert environment.check_wsl_memory(machine).state == "warn"
     monkeypatch.setattr(environment, "memory", lambda: (8.2, 0.0))

@@ -298,7 +298,9 @@ def test_a_retrained_adapter_is_kept_and_can_be_restored(built):
     before = (built.root / "models/alpha-adapter/data.bin").read_text()
     built.edit("learning_rate: 0.001", "learning_rate: 0.002")
     built.make("train")
-    assert "training.learning_rate 0.002 -> 0.001" in built.make("runs")
+    listed = built.make("runs")
+    assert re.search(r" NOT_RUN  \(current\)$", listed, flags=re.M)
+    assert re.search(r" PASS  training.learning_rate 0.002 -> 0.001$", listed, flags=re.M)
     kept = [path.name for path in (built.root / "models/archive").iterdir()]
     assert len(kept) == 1
     restore = ["scripts/runs.py", "--restore", kept[0].removeprefix("alpha-adapter-")]

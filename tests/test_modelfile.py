@@ -145,6 +145,14 @@ def test_the_context_is_the_models(context, num_ctx, made_for, chosen):
     assert context(num_ctx, made_for) == chosen
 
 
+@pytest.mark.parametrize(
+    ("trained", "original", "chosen"), [(512, 4096, 4096), (4096, 4096, 4096), (6000, 4096, 8192), (512, None, 8192)]
+)
+def test_the_context_of_phi_3_5_takes_the_angles_that_were_trained(trained, original, chosen):
+    header = {"phi3.rope.scaling.original_context_length": original} if original else {}
+    assert create_modelfile.usual_context(header, 131072, trained) == chosen
+
+
 @pytest.mark.parametrize(("num_ctx", "made_for"), [(1024, 512), (None, 128)])
 def test_a_context_that_does_not_suit_is_refused(context, num_ctx, made_for):
     error = refused(lambda: context(num_ctx, made_for))

@@ -28,6 +28,8 @@ def work(run):
     if run.phase.gate:
         passed = wanted != "fail"
         check = {"name": "a figure", "value": 0.125, "limit": ">= 0.5", "n": 8, "passed": passed}
+        if wanted == "own remedy":
+            check |= {"passed": False, "remedy": "turn the screw"}
         good = {"name": "another", "value": 3, "limit": "3", "n": None, "passed": True}
         return {"checks": [good, check], "remedy": "raise the figure"}
     (run.staging / "data.bin").write_text(os.environ.get("TEXT", "new"), encoding="utf-8")
@@ -407,6 +409,15 @@ def test_a_gate_that_does_not_pass_ends_with_3_and_keeps_the_verdict(project):
         2,
         "FAIL train needs evaluation/test/validate/gate.ok, which is not there\n"
         "  do run make validate CONFIG=config/test.yaml\n",
+    )
+
+
+def test_a_check_may_have_a_remedy_of_its_own(project):
+    project.done("model", "dataset")
+    done = project.run("validate", work="own remedy")
+    assert tail(done) == (
+        3,
+        "FAIL validate did not pass: a figure: 0.125, wanted >= 0.5 (n=8)\n  do turn the screw\n",
     )
 
 

@@ -260,6 +260,17 @@ def test_any_compiler_will_do(setup, installed, bin, name):
     assert (installed / "llama.cpp").readlink() == Path("src/vendor/llama.cpp")
 
 
+@pytest.mark.parametrize(("knows", "given"), [("exit 0", True), ('[[ "$*" != *-mno-amx* ]]', False)])
+def test_llama_is_built_without_amx_where_the_compiler_knows_it(setup, installed, bin, knows, given):
+    executable(bin / "g++", knows)
+    executable(installed / "bin/python", 'echo "$@" >>pip.log')
+    assert setup("full").returncode == 0
+    built = Path("pip.log").read_text(encoding="utf-8").splitlines()[-1]
+    assert built.endswith(" .venv/src")
+    flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    assert (f"CMAKE_CXX_FLAGS={flags}" in built, f"CMAKE_C_FLAGS={flags}" in built) == (given, given)
+
+
 def test_what_is_built_is_not_built_again(setup, installed, bin):
     executable(bin / "g++", "exit 0")
     setup("full")

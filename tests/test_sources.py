@@ -11,7 +11,7 @@ from forge.errors import ForgeError
 
 
 def source(path: str | Path, **more) -> dict:
-    return schema.Source(path=str(path), **more).model_dump()
+    return schema.Documents(path=str(path), **more).model_dump()
 
 
 def names(folder: Path, **more) -> list[str]:

@@ -1,11 +1,13 @@
 """Chat rows to tokens: rendered by the model's own template, with the loss on what the assistant says.
 
-A row holds `messages`, or `prompt` and `completion` (lists of role and content). The tokens that carry loss
-are found by exact prefixes: the text that the template gives up to an assistant's turn is a prefix of the
-text that includes it; what lies between is the turn, its end token included. So any template works that
-renders a conversation's beginning the same whatever follows; one that does not is refused by name.
+A row holds `messages`, or `prompt` and `completion` (lists of role and content): then the completion alone carries
+loss, as in trl, and earlier answers are context. The tokens that carry loss are found by exact prefixes: the text
+that the template gives up to an assistant's turn is a prefix of the text that includes it; what lies between is the
+turn, its end token included. So any template works that renders a conversation's beginning the same whatever
+follows; one that does not is refused by name.
 """
 
+import contextlib
 import functools
 
 from forge.errors import ForgeError
@@ -23,24 +25,70 @@ def render(tokenizer, messages: list[dict], generation_prompt: bool = False) -> 
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
     except Exception as error:  # jinja2 raises many kinds; a template may raise its own by raise_exception
         raise ForgeError(
-            f"the chat template cannot render a conversation: {error}",
-            "name another base, or a template for it in model.chat_template",
+            f"the chat template cannot render a conversation: {error}", _what_helps(tokenizer, messages)
         ) from None
 
 
-def encode(tokenizer, messages: list[dict]) -> dict[str, list[int]]:
+def _what_helps(tokenizer, messages: list[dict]) -> str:
+    """Gemma 2's template, for one, refuses a system turn and takes everything else."""
+    with contextlib.suppress(Exception):
+        if messages[0]["role"] == "system":
+            tokenizer.apply_chat_template(messages[1:], tokenize=False)
+            return 'set project.system_prompt to "" (rows must have no system turn either), or name another base'
+    return "name another base, or a template for it in model.chat_template"
+
+
+def encode_row(tokenizer, row: dict) -> dict[str, list[int]]:
+    """`encode` of a row, with the loss where the row's form says."""
+    return encode(tokenizer, messages_of(row), last_only="prompt" in row)
+
+
+def encode(tokenizer, messages: list[dict], last_only: bool = False) -> dict[str, list[int]]:
     """`input_ids` and `labels` (both of the row's length) of a conversation.
 
-    Labels are the token ids inside the assistant's turns and IGNORED elsewhere.
+    Labels are the token ids inside the assistant's turns (the last one, with `last_only`) and IGNORED elsewhere.
     """
-    whole = render(tokenizer, messages)
-    spans = [_span(tokenizer, messages, index, whole) for index in _assistant_turns(messages)]
+    whole, spans = _last_turn(tokenizer, messages) if last_only else _turns(tokenizer, messages)
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     labels = [
-        token if any(begin <= start and end <= stop for begin, stop in spans) and end > start else IGNORED
+        token if end > start and any(_within(whole, start, end, *span) for span in spans) else IGNORED
         for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
     return {"input_ids": encoded["input_ids"], "labels": labels}
+
+
+def _within(whole: str, start: int, end: int, begin: int, stop: int) -> bool:
+    """Whether a token's text is the turn's, what it swallows aside: "<|end|>" of Phi-3 takes the line's end with it."""
+    return begin <= start < stop and (end <= stop or whole[stop:end].isspace())
+
+
+def _turns(tokenizer, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
+    """Text of a conversation, and from where to where each of the assistant's turns reaches in it."""
+    if len(_assistant_turns(messages)) == 1 and messages[-1]["role"] == "assistant":
+        return _last_turn(tokenizer, messages)
+    whole = render(tokenizer, messages)
+    return whole, [_span(tokenizer, messages, index, whole) for index in _assistant_turns(messages)]
+
+
+def _last_turn(tokenizer, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
+    """Text of a conversation, and from where to where its last answer reaches in it.
+
+    Mistral's templates write the system prompt into the last message if that is a user's, so it is gone once an
+    answer follows. The row is then what the model will be asked, system prompt included, and the answer as it stands
+    after the same question without what came before.
+    """
+    whole = render(tokenizer, messages)
+    asked = render(tokenizer, messages[:-1], generation_prompt=True)
+    if not whole.startswith(asked):
+        answered = render(tokenizer, messages[-2:])
+        question = render(tokenizer, messages[-2:-1], generation_prompt=True)
+        if not answered.startswith(question):
+            raise ForgeError(
+                "the chat template renders a question differently when its answer follows",
+                "name another template in model.chat_template",
+            )
+        whole = asked + answered[len(question) :]
+    return whole, [(len(asked), len(whole.rstrip()))]
 
 
 def _assistant_turns(messages: list[dict]) -> list[int]:
@@ -50,12 +98,21 @@ def _assistant_turns(messages: list[dict]) -> list[int]:
 def _span(tokenizer, messages: list[dict], index: int, whole: str) -> tuple[int, int]:
     before = render(tokenizer, messages[:index], generation_prompt=True)
     upto = render(tokenizer, messages[: index + 1])
+    if not whole.startswith(upto):  # Phi-3.5's template closes every conversation with an end token of its own
+        upto = upto.removesuffix(tokenizer.eos_token or "")
     if not (upto.startswith(before) and whole.startswith(upto)):
         raise ForgeError(
             "the chat template renders a turn differently when another follows, so its tokens cannot be told apart",
             "use rows with one assistant turn, or name another template in model.chat_template",
         )
     return len(before), len(upto.rstrip())  # what stands after the end token is never generated
+
+
+def asked(turns: list[dict] | str) -> str:
+    """What the person says in a conversation."""
+    if isinstance(turns, str):
+        return turns
+    return "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
 
 
 def prompt_ids(tokenizer, messages: list[dict]) -> list[int]:
@@ -76,13 +133,29 @@ def end_token(tokenizer) -> int:
     """
     row = encode(tokenizer, [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}])
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    found = None
     for token in reversed([label for label in row["labels"] if label != IGNORED]):
         if token in special:
-            return token
+            found = token  # of several ("<|end|>\n<|endoftext|>" in Phi-3.5) the first: there the model stops
+        elif tokenizer.decode([token]).strip():
+            break
+    if found is not None:
+        return found
     raise ForgeError(
         "the chat template writes no end token after an answer: the model would never stop",
         "name another template in model.chat_template",
     )
+
+
+def control_tokens(tokenizer) -> list[str]:
+    """Texts that the tokenizer takes for something else than their letters: special tokens, and added ones that
+    the chat template writes. Other added tokens (runs of spaces, HTML tags) are text like any other."""
+    template = str(tokenizer.chat_template or "")
+    found = set(tokenizer.all_special_tokens)
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special or (len(token.content.strip()) > 1 and token.content in template):
+            found.add(token.content)
+    return sorted(text for text in found if len(text.strip()) > 1)  # one letter (a "!" for padding) cannot be broken
 
 
 def stop_ids(tokenizer, generation_config) -> list[int]:

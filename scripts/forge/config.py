@@ -9,6 +9,7 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -192,6 +193,7 @@ def _merge(base: dict, extra: dict) -> dict:
 
 def _place(sources: list[_Source], location: tuple) -> str:
     """`file:line: key` of the most special file that sets the key or one of its parents."""
+    location = _written(location)
     dotted = ".".join(str(part) for part in location)
     for length in range(len(location), 0, -1):
         for source in reversed(sources):
@@ -207,14 +209,27 @@ def _explain(error: ValidationError, sources: list[_Source]) -> ForgeError:
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     location = tuple(first["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    place = _place(sources, location)
     if first["type"] == "extra_forbidden":
-        return ForgeError(f"{place}: unknown key{more}", _nearest(location))
+        return ForgeError(f"{_place(sources, location)}: unknown key{more}", _nearest(location))
+    if first["type"] == "union_tag_invalid":
+        kind = first["ctx"]["tag"][:60]
+        remedy = _close(kind, schema.SOURCES) or f"known: {', '.join(schema.SOURCES)}"
+        return ForgeError(f"{_place(sources, (*location, 'kind'))}: no such kind: {kind!r}{more}", remedy)
     location = _keys(location)
     place = _place(sources, location)
     message = first["msg"].removeprefix("Value error, ")
     given = f", got {str(first['input'])[:60]!r}" if not isinstance(first["input"], dict | list) else ""
     return ForgeError(f"{place}: {message}{given}{more}", f"see {_help(location)}")
+
+
+def _is_kind(location: tuple, index: int) -> bool:
+    """pydantic puts the kind of a source behind its number: (data, sources, 0, documents, path)."""
+    return index > 0 and isinstance(location[index - 1], int) and location[index] in schema.SOURCES
+
+
+def _written(location: tuple) -> tuple:
+    """The location as it stands in a file, without the kinds of sources."""
+    return tuple(part for index, part in enumerate(location) if not _is_kind(location, index))
 
 
 def _keys(location: tuple) -> tuple:
@@ -228,7 +243,7 @@ def _keys(location: tuple) -> tuple:
 def _help(location: tuple) -> str:
     info = _field(location)
     described = f": {info.description}" if info is not None and info.description else ""
-    return f"config/training_config.yaml for {'.'.join(str(part) for part in location)}{described}"
+    return f"config/training_config.yaml for {'.'.join(str(part) for part in _written(location))}{described}"
 
 
 def _nearest(location: tuple) -> str:
@@ -237,9 +252,12 @@ def _nearest(location: tuple) -> str:
         return f"today's name is {RENAMED[str(key)]}"
     model = _model(tuple(parents))
     known = sorted(model.model_fields) if model else []
-    close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    kinds = [kind for kind, source in schema.SOURCES.items() if key in source.model_fields]
+    if kinds and model in schema.SOURCES.values():
+        return f"that key belongs to another kind: write kind: {' or '.join(kinds)}"
+    close = _close(str(key), known, _written(tuple(parents)))
     if close:
-        return f"did you mean {'.'.join([*map(str, parents), close[0]])}?"
+        return close
     elsewhere = [
         f"{name}.{key}"
         for name, info in schema.TrainingConfig.model_fields.items()
@@ -248,6 +266,11 @@ def _nearest(location: tuple) -> str:
     if elsewhere:
         return f"that key belongs to another section: {elsewhere[0]}"
     return f"known here: {', '.join(known)}"
+
+
+def _close(name: str, known: Iterable[str], parents: tuple = ()) -> str | None:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {'.'.join([*map(str, parents), close[0]])}?" if close else None
 
 
 def _unwrap(annotation: object) -> object:
@@ -259,8 +282,11 @@ def _unwrap(annotation: object) -> object:
 
 def _model(location: tuple) -> type[BaseModel] | None:
     current: object = schema.TrainingConfig
-    for part in location:
+    for index, part in enumerate(location):
         if isinstance(part, int):
+            continue
+        if _is_kind(location, index):
+            current = schema.SOURCES[part]
             continue
         info = getattr(current, "model_fields", {}).get(part)
         if info is None:
@@ -270,6 +296,5 @@ def _model(location: tuple) -> type[BaseModel] | None:
 
 
 def _field(location: tuple):
-    named = tuple(part for part in location if not isinstance(part, int))
-    model = _model(named[:-1]) if named else None
-    return model.model_fields.get(named[-1]) if model else None
+    model = _model(location[:-1]) if location and isinstance(location[-1], str) else None
+    return model.model_fields.get(location[-1]) if model else None

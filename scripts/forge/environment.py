@@ -34,7 +34,7 @@ PYTHONS = ((3, 11), (3, 13))  # trl needs 3.11; newer than 3.13 is untried
 PRODUCT_TOLERANCE = 0.01  # relative; TF32 is off by 0.0005, a broken kernel by 1
 NF4_TOLERANCE = 0.2  # relative to fp32; 4 bits of normally spread weights cost 0.09
 STARTER_DISK, GPU_DISK = 3.0, 50.0  # GB: 135M model / 7B model (base 15, merged 15, 16-bit GGUF 15, Q4 5)
-STARTER_RAM, GPU_RAM = 8.0, 16.0  # GB: training of the starter takes 6; merging of 7B wants RAM + swap of 16
+STARTER_RAM, GPU_RAM = 8.0, 18.0  # GB: training of the starter takes 6; merging of 7B wants RAM + swap of 18
 LEAST_VRAM = 7.5  # GB: an "8 GB" card
 WSL_RAM = 12.0  # GB: below, WSL's default of half of Windows' memory is worth raising
 CLOCK_TOLERANCE = 2.0  # s: a Windows drive keeps times in steps of up to 2 s
@@ -547,14 +547,14 @@ def memory_remedy(machine: Machine, ram: float) -> str:
     return wslconfig(ram) if machine.wsl else SWAP
 
 
-def wslconfig(ram: float) -> str:
-    """The lines that give WSL three quarters of Windows' memory instead of half, and swap.
+def wslconfig(ram: float, swap: int = 16) -> str:
+    """The lines that give WSL three quarters of Windows' memory instead of half, and `swap` GB of swap.
 
     What Windows has is taken to be twice what WSL shows, which is WSL's default.
     """
     return (
         f"write into %UserProfile%\\.wslconfig (Windows) the lines [wsl2], memory={max(round(1.5 * ram), 2)}GB, "
-        "swap=16GB, then run wsl --shutdown"
+        f"swap={swap}GB, then run wsl --shutdown"
     )
 
 

@@ -13,14 +13,20 @@ INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again and it goes on
 class ForgeError(Exception):
     """A problem that the user can mend.
 
-    `cause` and `remedy` are one line each, `code` is one of the exit codes above.
+    `cause` and `remedy` are one line each, `code` is one of the exit codes above. `told`: another process says it.
     """
+
+    told = False
 
     def __init__(self, cause: str, remedy: str, code: int = BAD_INPUT):
         super().__init__(cause)
         self.cause = one_line(cause)
         self.remedy = one_line(remedy)
         self.code = code
+
+    def __reduce__(self) -> tuple:
+        """As exceptions are handed from one process to another: with all that they were made of."""
+        return type(self), (self.cause, self.remedy, self.code)
 
 
 def one_line(text: str) -> str:

@@ -17,6 +17,21 @@ from forge.errors import ENVIRONMENT, ForgeError
 BLOCK = 1 << 20  # bytes: 1 MB
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+# For json.loads and its like: they take NaN, and the last of two equal keys; so they raise ValueError for both.
+STRICT_JSON = {"parse_constant": _refuse_constant, "object_pairs_hook": _unique}
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in blocks."""
     digest = hashlib.sha256()

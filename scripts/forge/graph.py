@@ -113,7 +113,7 @@ PHASES = (
         "train",
         "fine_tune.py",
         ("model", "dataset", "validate"),
-        ("quantization", "lora", "training", "project.seed"),
+        ("quantization", "lora", "training", "project.seed", "project.system_prompt"),
         "fine-tune an adapter (QLoRA)",
     ),
     Phase(

@@ -7,14 +7,20 @@ which must not be mixed with the one from PyPI.
 
 import ctypes
 import functools
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+from forge import files, models
 from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError, one_line
 
 SETUP = "run make setup"
+# The converter's own names: of the quantizations that it writes itself, and of the weights' types.
+WHOLE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 def source() -> Path:
@@ -56,6 +62,17 @@ def convert(model: Path, out: Path, outtype: str, name: str, extra: list[str] | 
 
     Raises ForgeError (6) with the converter's last line when it fails.
     """
+    problem = run_converter(model, out, outtype, name, extra)
+    if problem:
+        raise ForgeError(
+            f"llama.cpp's converter failed on {model}: {problem}",
+            "check that the architecture is one that llama.cpp supports",
+            INTEGRITY,
+        )
+
+
+def run_converter(model: Path, out: Path, outtype: str, name: str, extra: list[str] | None = None) -> str | None:
+    """Run llama.cpp's converter in a process of its own: None when `out` is there, else its last line, shortened."""
     command = [
         sys.executable,
         str(source() / "convert_hf_to_gguf.py"),
@@ -71,13 +88,55 @@ def convert(model: Path, out: Path, outtype: str, name: str, extra: list[str] | 
     environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("NO_LOCAL_GGUF", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
-    if done.returncode != 0 or not out.is_file():
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ForgeError(
-            f"llama.cpp's converter failed on {model}: {one_line(lines[-1])[:300] if lines else done.returncode}",
-            "check that the architecture is one that llama.cpp supports",
-            INTEGRITY,
-        )
+    if done.returncode == 0 and out.is_file():
+        return None
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode < 0 or not lines:
+        return f"it ended with {done.returncode}"
+    return re.sub(r"^[A-Z]+:[\w-]+:", "", one_line(lines[-1]))[:300]  # without logging's "ERROR:hf-to-gguf:"
+
+
+def for_converter(model: Path, links: Path) -> Path:
+    """What the converter is to read: the model's folder, or links to it beside a setting that it takes over.
+
+    With a SentencePiece vocabulary llama.cpp puts a space before the text after every special token, unless the
+    file says no. Tokenizers of today put it at the very beginning alone: "[INST] Hello" of Mistral-7B-v0.3 would
+    be split with one space more than in training.
+    """
+    if not (model / "tokenizer.model").is_file() or _spaced_after_special(model):
+        return model
+    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    links.mkdir(parents=True, exist_ok=True)
+    for path in model.iterdir():
+        if path.name != "tokenizer_config.json" and not (links / path.name).is_symlink():
+            (links / path.name).symlink_to(path.resolve())
+    files.write_json(links / "tokenizer_config.json", {**settings, "add_prefix_space": False})
+    return links
+
+
+def _spaced_after_special(folder: Path) -> bool:
+    """Whether the tokenizer splits a word behind a special token as it does at the beginning of a text."""
+    models.prepare()
+    tokenizer = models.tokenizer(folder)
+    special = tokenizer.bos_token or tokenizer.eos_token
+    if special is None:
+        return True  # nothing to compare: the converter's own way
+    alone, behind = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"{special}a"))
+    return behind[1:] == alone
+
+
+def shown_name(folder: Path, name: str) -> str:
+    """The name to write into a GGUF: `name`, with "(phi-3)" behind it where llama.cpp must read that.
+
+    The control tokens of Phi-3 swallow the space after them ("<|user|>\\n"). No GGUF can say so, llama.cpp goes by
+    the model's name: under another one it would split every prompt with more tokens than in training.
+    """
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if settings.get("model_type") != "phi3" or any(known in name.lower() for known in ("phi-3", "phi3")):
+        return name
+    models.prepare()
+    added = models.tokenizer(folder).added_tokens_decoder.values()
+    return f"{name} (phi-3)" if any(token.special and token.rstrip for token in added) else name
 
 
 def file_type(quantization: str) -> int:
@@ -123,6 +182,18 @@ def load(path: Path, context: int, logits_all: bool = False, vocab_only: bool = 
         raise ForgeError(
             f"llama.cpp cannot load {path}: {error}", f"delete {path} and run make gguf again", INTEGRITY
         ) from None
+
+
+def ends(model, token: int) -> bool:
+    """Whether llama.cpp ends an answer at this token: by the file's own keys, or because it knows the token's text."""
+    llama_cpp = library()
+    return llama_cpp.llama_vocab_is_eog(llama_cpp.llama_model_get_vocab(model.model), token)
+
+
+def chat_template(model) -> str | None:
+    """The chat template inside a loaded file."""
+    found = library().llama_model_chat_template(model.model, None)
+    return found.decode("utf-8") if found is not None else None
 
 
 def header(path: Path) -> dict[str, object]:

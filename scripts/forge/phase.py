@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from forge import VERSION, config, files, graph, manifest, sources
+from forge import VERSION, archive, config, files, graph, manifest, sources
 from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTEGRITY, INTERRUPTED, LOCKED, OK, ForgeError, one_line
 
 PACKAGES = [
@@ -48,7 +48,8 @@ class Run:
     """One run of one phase.
 
     Attributes: `settings` (the config values this phase may see), `layout` (paths), `staging` (folder to
-    fill), `inputs` (records of the phases it needs, by name), `arguments` (the command line).
+    fill), `inputs` (records of the phases it needs, by name), `arguments` (the command line), `quiet` (nothing is
+    printed or logged: another process of the same run does it).
     """
 
     def __init__(self, phase: graph.Phase, configuration: config.Config, arguments: argparse.Namespace):
@@ -61,6 +62,7 @@ class Run:
         self.inputs: dict[str, dict] = {}
         self.sources: str | None = None
         self.discarded: list[Path] = []
+        self.quiet = False
         self.started = time.time()
         self.log_path = Path("logs") / f"{phase.name}.log"
 
@@ -80,6 +82,8 @@ class Run:
 
     def say(self, text: str = "") -> None:
         """Print a line and keep it in logs/<phase>.log."""
+        if self.quiet:
+            return
         with contextlib.suppress(BrokenPipeError):  # `make train | head`: the work goes on
             print(text, flush=True)
         with contextlib.suppress(OSError):
@@ -102,15 +106,7 @@ class Run:
             files.mend_folder(self.record.parent, self.record.name, self.archive())
 
     def archive(self) -> files.Archive | None:
-        """Where a replaced adapter is kept: training is hours, everything else can be had again."""
-        if self.phase.name != "train":
-            return None
-
-        def place(old: Path) -> Path | None:
-            content = manifest.read(old / self.record.name)
-            return content and self.layout.archive / f"{self.layout.name}-adapter-{manifest.digest(content)[:12]}"
-
-        return place
+        return archive.keeper(self.layout) if self.phase.name == "train" else None
 
     def load_inputs(self) -> None:
         """Read the records of what this phase needs and check every byte behind them."""
@@ -190,7 +186,11 @@ class Run:
     def produce(self, work: Callable[["Run"], dict]) -> None:
         files.remove(self.staging)
         self.staging.mkdir(parents=True)
-        facts = work(self)
+        try:
+            facts = work(self)
+        except BaseException:
+            files.remove(self.staging)  # nothing goes on from it, and it may be large
+            raise
         if facts is not None:  # else the script wrote a record of its own form
             self.write_record(facts, self.staging)
         if self.shares_folder:
@@ -210,7 +210,10 @@ class Run:
                 files.remove(self.record.parent / item["name"])
 
     def gate(self, work: Callable[["Run"], dict]) -> None:
-        """A gate's facts hold `checks`, each with name, value, limit, n and passed; all must pass."""
+        """A gate's facts hold `checks`, each with name, value, limit, n and passed; all must pass.
+
+        `remedy` is for those that did not; a check may have its own.
+        """
         folder = self.record.parent
         folder.mkdir(parents=True, exist_ok=True)
         self.record.unlink(missing_ok=True)
@@ -228,7 +231,7 @@ class Run:
         if failed:
             raise ForgeError(
                 f"{self.phase.name} did not pass: {describe_check(failed[0])}",
-                facts["remedy"],
+                failed[0].get("remedy") or facts["remedy"],
                 GATE_NOT_PASSED,
             )
         names = sorted(path.name for path in folder.iterdir() if path.name in ("verdict.json", "items.jsonl"))
@@ -260,17 +263,27 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return result
 
 
+Work = Callable[[Run], dict]
+
+
+def alone(run: Run, work: Work) -> None:
+    """Run one phase in this process."""
+    with lock(run.layout, run.phase.name):
+        run.execute(work)
+
+
 def start(
     doc: str,
     name: str,
-    work: Callable[[Run], dict],
+    work: Work,
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     instead: Callable[[Run], bool] | None = None,
+    execute: Callable[[Run, Work], None] = alone,
 ) -> None:
     """Run one phase and end the process with its exit code.
 
     `instead(run)` may do something else than the phase (answer one question, say); when it returns True the
-    phase itself is not run.
+    phase itself is not run. `execute(run, work)` runs it: alone, or (training) in several processes.
     """
     arguments_parser = parser(doc)
     arguments_parser.add_argument("--force", action="store_true", help="do the work even when nothing changed")
@@ -282,8 +295,7 @@ def start(
         run = Run(graph.BY_NAME[name], config.load(arguments.config), arguments)
         if instead and instead(run):
             return
-        with lock(run.layout, name):
-            run.execute(work)
+        execute(run, work)
 
     guard(body, debug=arguments.debug)
 
@@ -295,18 +307,10 @@ def guard(body: Callable[[], None], debug: bool = False) -> None:
         body()
         sys.stdout.flush()
         code = OK
-    except ForgeError as error:
-        code = fail(error, debug)
-    except KeyboardInterrupt:
-        code = fail(ForgeError("interrupted", "run the same command again: it goes on", INTERRUPTED), debug)
-    except MemoryError:
-        code = fail(ForgeError("out of memory", "close other programs or add swap space", ENVIRONMENT), debug)
     except BrokenPipeError:
         code = OK  # `make status | head`
-    except OSError as error:
-        code = fail(from_os_error(error), debug)
-    except Exception as error:
-        code = fail(unexpected(error), debug)
+    except (Exception, KeyboardInterrupt) as error:
+        code = fail(explained(error), debug)
     # Threads of torch and tokenizers must not hold up the end.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -317,8 +321,22 @@ def guard(body: Callable[[], None], debug: bool = False) -> None:
 def fail(error: ForgeError, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"FAIL {error.cause}\n  do {error.remedy}", file=sys.stderr, flush=True)
+    if not error.told:
+        print(f"FAIL {error.cause}\n  do {error.remedy}", file=sys.stderr, flush=True)
     return error.code
+
+
+def explained(error: BaseException) -> ForgeError:
+    """Any failure as a cause, a remedy and an exit code."""
+    if isinstance(error, ForgeError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return ForgeError("interrupted", "run the same command again: it goes on", INTERRUPTED)
+    if isinstance(error, MemoryError):
+        return ForgeError("out of memory", "close other programs or add swap space", ENVIRONMENT)
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    return unexpected(error)
 
 
 def from_os_error(error: OSError) -> ForgeError:
@@ -337,7 +355,7 @@ def from_os_error(error: OSError) -> ForgeError:
     return ForgeError(str(error), "run again with --debug to see where", ENVIRONMENT)
 
 
-def unexpected(error: Exception) -> ForgeError:
+def unexpected(error: BaseException) -> ForgeError:
     if type(error).__name__ == "OutOfMemoryError":
         return ForgeError(
             f"out of GPU memory: {error}",

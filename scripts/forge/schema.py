@@ -7,7 +7,7 @@ refused. The editor schema `config/training_config.schema.json` is made from thi
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 # llama.cpp's names of its quantizations (llama_ftype, without the ALL_F32 and MOSTLY_ prefixes).
 QUANTIZATIONS = [
@@ -111,17 +111,97 @@ class Model(Section):
         return value
 
 
-class Source(Section):
-    kind: Literal["documents"] = Field("documents", description="documents: Markdown and plain text")
+Target = Annotated[str, Field(min_length=1)]
+
+
+class Documents(Section):
+    kind: Literal["documents"] = Field(
+        "documents", description="Markdown, text, reStructuredText, HTML, PDF, Word, notebooks, source code"
+    )
     path: str = Field(min_length=1, description="a folder or a file")
-    include: list[str] = Field(["**/*.md", "**/*.txt"], description="globs inside the folder")
+    include: list[str] = Field(
+        [], description="globs inside the folder; none takes every kind of document, source code excepted"
+    )
     exclude: list[str] = Field([], description="globs inside the folder, taken out again")
+
+
+class ScenarioForge(Section):
+    kind: Literal["scenario_forge"] = Field(description="scenario-forge's database, only read")
+    path: str = Field("~/.scenario-forge/scenarios.db", min_length=1, description="the SQLite file")
+    targets: list[Target] = Field(min_length=1, description="evaluation targets to take, such as [ai_psychosis]")
+
+
+class ScenarioJson(Section):
+    kind: Literal["scenario_json"] = Field(description="scenarios as JSON, a list or one a line, answers included")
+    path: str = Field(min_length=1, description="the file")
+    targets: list[Target] = Field([], description="evaluation targets to take; empty takes all")
+    use: Literal["all", "pairs"] = Field(
+        "all", description="all: expected answers are trained, and paired with failures; pairs: paired only, for dpo"
+    )
+
+
+class Records(Section):
+    kind: Literal["records"] = Field(
+        description="conversations, prompt and answer, preference pairs or labelled answers; the form is detected"
+    )
+    path: str = Field(
+        min_length=1, description="JSONL, JSON, CSV, TSV or Parquet: a file, a folder, or a Hub data set's hub:org/name"
+    )
+    revision: str | None = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="commit hash of the Hub data set; needed with hub:"
+    )
+    include: list[str] = Field([], description="globs inside the folder or data set; none takes every kind")
+    exclude: list[str] = Field([], description="globs, taken out again")
+
+    @model_validator(mode="after")
+    def _revision_of_the_hub(self) -> "Records":
+        if self.path.startswith("hub:") != (self.revision is not None):
+            raise ValueError("hub:org/name needs revision, the commit hash; a path on this machine has none")
+        if self.path.startswith("hub:") and not re.fullmatch(r"hub:[\w.-]+/[\w.-]+", self.path):
+            raise ValueError("a Hub data set is written hub:org/name")
+        return self
+
+
+SOURCES: dict[str, type[Section]] = {
+    "documents": Documents,
+    "scenario_forge": ScenarioForge,
+    "scenario_json": ScenarioJson,
+    "records": Records,
+}
+
+
+def kind_of(source: object) -> str:
+    """Which of SOURCES an entry of data.sources is meant to be: documents where it does not say."""
+    if isinstance(source, dict):
+        return str(source.get("kind", "documents"))
+    return getattr(source, "kind", "documents")
+
+
+Source = Annotated[
+    Annotated[Documents, Tag("documents")]
+    | Annotated[ScenarioForge, Tag("scenario_forge")]
+    | Annotated[ScenarioJson, Tag("scenario_json")]
+    | Annotated[Records, Tag("records")],
+    Discriminator(kind_of),
+]
 
 
 class Thresholds(Section):
     minimum_training_rows: int = Field(8, ge=1, description="fewer rows than this teach nothing: refused")
     maximum_duplicate_share: Share = Field(0.2, description="share of training rows equal to another one")
     maximum_dropped_share: Share = Field(0.5, description="share of the documents' text that found no row")
+
+
+class Screening(Section):
+    secrets: Literal["redact", "quarantine"] = Field(
+        "redact", description="tokens, keys, passwords: replaced in the text, or the piece is left out"
+    )
+    personal_data: Literal["keep", "redact", "quarantine"] = Field(
+        "keep", description="e-mail addresses and phone numbers"
+    )
+    allowlist: str | None = Field(
+        None, description="file of reviewed rows that were refused as harmful: a digest and a reason a line"
+    )
 
 
 class Data(Section):
@@ -133,14 +213,33 @@ class Data(Section):
     heldout_wordings: int = Field(
         1, ge=0, description="wordings of each question kept out of training and asked afterwards"
     )
-    mode: Literal["strict", "lenient"] = Field(
-        "strict", description="strict refuses a file that cannot be read; lenient lists it as dropped"
+    near_duplicates: float = Field(
+        0.7, ge=0.3, le=1, description="rows whose word triples overlap so much stay on one side of a split"
     )
+    kto_balance: float | None = Field(
+        2.0, ge=1, description="most labelled rows of one kind for each of the other; null keeps all"
+    )
+    safety_share: float = Field(
+        0.05,
+        ge=0,
+        le=0.5,
+        description="share of training rows that are taken from scenarios/training/safety.jsonl, so that training does "
+        "not wear away the base's safety; 0 mixes in none",
+    )
+    mode: Literal["strict", "lenient"] = Field(
+        "strict", description="strict refuses a file or record that cannot be read; lenient lists it as dropped"
+    )
+    screening: Screening = Screening()
     thresholds: Thresholds = Thresholds()
 
 
 class Quantization(Section):
     load_in_4bit: bool = Field(True, description="QLoRA; false trains plain LoRA on 16-bit weights")
+    unpack: bool | Literal["auto"] = Field(
+        "auto",
+        description="hold the 4-bit weights unpacked: the same values, faster, four times the memory; "
+        "auto: on a CPU that has the memory",
+    )
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="NF4 fits normally spread weights")
     bnb_4bit_use_double_quant: bool = Field(True, description="saves 0.4 bits a weight")
     bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -155,11 +254,29 @@ class Lora(Section):
     target_modules: str | list[str] = Field(
         "all-linear", description="all-linear, or a list of module names such as [q_proj, v_proj]"
     )
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r): for high ranks")
+    use_dora: bool = Field(False, description="learn each weight's length and direction apart: slower, often better")
+
+
+class Preference(Section):
+    """The stages dpo and kto."""
+
+    num_train_epochs: float = Field(1, gt=0, le=100, description="passes over the pairs or labelled rows")
+    learning_rate: float = Field(2e-5, gt=0, lt=1, description="peak learning rate: a tenth of training's or less")
+    beta: float = Field(0.1, gt=0, le=10, description="pull back to the model before this stage")
+    per_device_train_batch_size: int = Field(
+        2, ge=1, description="pairs or rows in memory at once; kto needs 2 or more"
+    )
+    gradient_accumulation_steps: int = Field(4, ge=1, description="batches a step")
+    heldout_share: float = Field(0.1, ge=0, le=0.5, description="share of prompts kept out, to count what is preferred")
 
 
 class Training(Section):
+    stages: list[Literal["sft", "dpo", "kto"]] = Field(
+        ["sft"], min_length=1, description="sft first; then dpo on pairs, kto on labelled rows, on the same adapter"
+    )
     num_train_epochs: float = Field(3, gt=0, le=1000, description="passes over the training rows")
-    per_device_train_batch_size: int = Field(1, ge=1, description="rows in memory at once")
+    per_device_train_batch_size: int = Field(1, ge=1, description="rows in memory at once; halved when memory runs out")
     gradient_accumulation_steps: int = Field(8, ge=1, description="batches a step")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak learning rate of the adapter")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
@@ -172,17 +289,45 @@ class Training(Section):
     optim: str = Field(
         "auto", description="auto: paged_adamw_8bit on a GPU, adamw_torch on a CPU; else transformers' name"
     )
-    gradient_checkpointing: bool = Field(True, description="less memory for about a third more time")
-    group_by_length: bool = Field(True, description="batches of rows of like length: less padding")
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="less memory for about a third more time; auto: where it does not fit without"
+    )
+    packing: bool = Field(True, description="rows of a batch one after the other, without padding; none sees another")
+    attention: Literal["auto", "rows", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto",
+        description="auto: flash_attention_2 where it is installed and fits, rows (each packed row by itself) where "
+        "rows are packed, else what the model has",
+    )
+    group_by_length: bool = Field(
+        True, description="rows of like length in one step: short answers weigh more, and less padding"
+    )
     logging_steps: int = Field(10, ge=1, description="steps between two lines of progress")
     eval_steps: int = Field(50, ge=1, description="steps between two measurements of validation loss")
     save_steps: int = Field(50, ge=1, description="steps between two checkpoints; a killed run resumes there")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
+    keep: Literal["best", "last"] = Field(
+        "best", description="the adapter of the lowest validation loss, or that of the last step"
+    )
+    canary_steps: int = Field(
+        50, ge=0, description="steps between two rounds of canary prompts; a model that gives way stops; 0: never"
+    )
+    # Left out of what phases see: the same training on other machines is no other training.
+    launch: str | None = Field(
+        None,
+        min_length=1,
+        exclude=True,
+        description="accelerate's config file, such as config/accelerate/ddp.yaml: several processes train; an edit "
+        "retrains nothing",
+    )
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="also send the curves there; none: nothing leaves the machine"
+    )
+    preference: Preference = Preference()
 
 
 class Evaluation(Section):
     heldout_rows: int = Field(32, ge=1, description="held-out rows that loss and logits are compared on")
-    questions: int = Field(24, ge=0, description="held-out questions answered to measure how answers end")
+    questions: int = Field(24, ge=0, description="held-out questions asked of the base, the adapter and the GGUF")
     max_new_tokens: int = Field(96, ge=8, description="tokens an answer may have")
     minimum_stop_rate: Share = Field(0.8, description="share of answers that must end by themselves")
 
@@ -276,6 +421,32 @@ def contradictions(config: TrainingConfig) -> list[tuple[str, str, str]]:
                 "evaluation.max_new_tokens",
                 "answers longer than training.max_length were never trained",
                 f"set it to {config.training.max_length} or less",
+            )
+        )
+    training = config.training
+    if training.stages[0] != "sft" or len(set(training.stages)) != len(training.stages):
+        found.append(
+            (
+                "training.stages",
+                "the stages are sft first, then dpo or kto, each once",
+                "write [sft], [sft, dpo], [sft, kto] or [sft, dpo, kto]",
+            )
+        )
+    if training.keep == "best" and training.save_steps % training.eval_steps:
+        found.append(
+            (
+                "training.save_steps",
+                f"the best checkpoint cannot be kept: checkpoints every {training.save_steps} steps, validation loss "
+                f"every {training.eval_steps}",
+                "make save_steps a multiple of eval_steps, or set training.keep to last",
+            )
+        )
+    if "kto" in training.stages and training.preference.per_device_train_batch_size == 1:
+        found.append(
+            (
+                "training.preference.per_device_train_batch_size",
+                "kto compares the rows of a batch with each other, so one row at once teaches nothing",
+                "set it to 2 or more, and halve training.preference.gradient_accumulation_steps",
             )
         )
     return found

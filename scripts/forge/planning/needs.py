@@ -1,0 +1,169 @@
+"""What each phase needs: memory and graphics memory at its peak, from shapes and settings.
+
+Constants are measured, on the CPU of two cores that docs/plan.md describes; none is measured on a GPU.
+"""
+
+from dataclasses import dataclass
+
+from forge.planning.batch import Batch
+from forge.planning.hollow import Weights
+from forge.training.choices import ROUND, Choices
+
+LIBRARIES = 540e6  # bytes of an interpreter with torch, transformers, trl, peft and bitsandbytes
+LIGHT = 380e6  # the same without trl and peft
+TOKENIZER = 12  # bytes of memory a byte of tokenizer.json
+KERNELS = 0.45e6  # bytes of each matrix product that oneDNN has made a kernel for
+ALLOCATOR = 1.33  # times the tensors of a step: what malloc loses between them
+QUANTIZING = 14  # bytes a weight of the largest layer, while bitsandbytes packs it on a CPU
+CUDA = 2.5e9  # bytes of RAM beside a card: CUDA's libraries and the driver's own; from what others report
+CARD = 1.05  # times the tensors on a card: PyTorch's allocator rounds up and keeps blocks
+GROWN = 2.5  # times the keys and values of an answer: they are copied for each token
+SCORES = 1e9  # bytes at most of what compare.heldout_rows scores
+
+# Bytes of state a trained weight, by transformers' names of optimizers; 8 for those that are not listed.
+STATES = {"adamw_8bit": 2.1, "adamw_bnb_8bit": 2.1, "paged_adamw_8bit": 2.1, "lion_8bit": 1.1, "paged_lion_8bit": 1.1}
+STATES |= {"lion_32bit": 4, "paged_lion_32bit": 4, "sgd": 0, "adafactor": 0.1}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes at the peak of a phase. `memory` must be there; `mapped` are pages of the weights' files that are resident
+    beside it while there is room, and are dropped when there is none; `card` graphics memory, 0 without.
+
+    `parts`: what `memory` (or, where there is a card, `card`) consists of.
+    """
+
+    memory: int
+    card: int = 0
+    mapped: int = 0
+    parts: dict[str, int] | None = None
+
+    @property
+    def peak(self) -> int:
+        """What decides whether it fits: graphics memory where there is a card."""
+        return self.card or self.memory
+
+    @property
+    def resident(self) -> int:
+        """As ru_maxrss tells it where memory is plenty."""
+        return self.memory + self.mapped
+
+
+def sum_up(parts: dict[str, float], mapped: float = 0, card: float = 0) -> Need:
+    return Need(int(sum(parts.values())), int(card), int(mapped), {name: int(size) for name, size in parts.items()})
+
+
+def held(weights: Weights, choices: Choices, double: bool) -> int:
+    """Bytes of the base as training holds it: packed layers in 4 bits, everything else in the compute dtype."""
+    each = BYTES[choices.dtype]
+    if choices.four_bit and not choices.unpack:
+        return weights.four_bit_bytes(double) + (weights.total - weights.packed) * each
+    return weights.total * each
+
+
+def train(
+    weights: Weights, adapter: int, tokenizer: int, choices: Choices, settings: dict, step: int, kernels: int
+) -> Need:
+    """`step`: bytes of the largest step's tensors (step.Replay.peak); `kernels`: how many products oneDNN has seen."""
+    double = settings["quantization"]["bnb_4bit_use_double_quant"]
+    base = held(weights, choices, double)
+    trained = adapter * (4 + STATES.get(choices.optimizer, 8))
+    if choices.device != "cpu":
+        parts = {"weights": base, "adapter and optimizer": trained, "activations and logits": step * CARD}
+        card = sum(parts.values())
+        return Need(int(CUDA + TOKENIZER * tokenizer), int(card), 0, {name: int(size) for name, size in parts.items()})
+    parts = {
+        "libraries": LIBRARIES + TOKENIZER * tokenizer,
+        "weights": base,
+        "adapter and optimizer": trained,
+        "activations and logits": step * ALLOCATOR,
+        "kernels": kernels * KERNELS,
+    }
+    # The 16-bit file of a base that was packed stays mapped, because some of its weights are used where they lie.
+    return sum_up(parts, mapped=weights.packed * 2 if choices.four_bit else 0)
+
+
+def verify_adapter(
+    weights: Weights, adapter: int, tokenizer: int, dtype: str, cache: int, tokens: int, vocabulary: int
+) -> Need:
+    """`dtype`: of the computation; `cache`: bytes of keys and values of the answers asked at once; `tokens` scored."""
+    parts = {
+        "libraries": LIGHT + TOKENIZER * tokenizer,
+        "weights": weights.total * BYTES[dtype],
+        "adapter": adapter * 8,
+        "answers": cache * GROWN,
+        "scores": scores(tokens, vocabulary),
+    }
+    return sum_up(parts)
+
+
+def scores(tokens: int, vocabulary: int) -> float:
+    """Bytes of the log-probabilities of held-out rows that are kept to compare with."""
+    return min(SCORES, 4.0 * tokens * vocabulary)
+
+
+def merge(weights: Weights, adapter: int, dtype: str) -> Need:
+    """The whole model, its linear layers made anew; never less than scripts/merge_adapter.py asks for."""
+    size = weights.total * BYTES[dtype]
+    parts = {"libraries": LIGHT, "weights": max(size * 1.2, size + weights.largest * 4), "adapter": adapter * 8}
+    return sum_up(parts, mapped=weights.linear * BYTES[dtype])
+
+
+def verify_merged(
+    weights: Weights, adapter: int, tokenizer: int, dtype: str, room: int, tokens: int, vocabulary: int
+) -> Need:
+    """In 32 bits where `room` has them, else in `dtype`: as scripts/verify_merged.py decides."""
+    whole = weights.total * 4
+    compute = "float32" if whole * 1.2 < room else dtype
+    parts = {
+        "libraries": LIGHT + TOKENIZER * tokenizer,
+        "weights": weights.total * BYTES[compute],
+        "adapter": adapter * 8,
+        "scores": 2 * scores(tokens, vocabulary),
+    }
+    return sum_up(parts, mapped=weights.total * BYTES[dtype] if compute != dtype else 0)
+
+
+def gguf(weights: Weights) -> Need:
+    """llama.cpp's converter and quantizer: a tensor at a time, the largest in 32 bits twice."""
+    return sum_up({"libraries": LIGHT, "largest tensor": weights.largest * 8})
+
+
+def verify_gguf(weights: Weights, tokenizer: int, dtype: str, file: int, tokens: int, vocabulary: int) -> Need:
+    """The merged model first, then the GGUF, `file` bytes."""
+    parts = {
+        "libraries": LIGHT + TOKENIZER * tokenizer,
+        "weights": max(weights.total * BYTES[dtype], file),
+        "scores": scores(tokens, vocabulary),
+    }
+    return sum_up(parts)
+
+
+def small(tokenizer: int) -> Need:
+    """A phase that loads no weights."""
+    return sum_up({"libraries": LIGHT + TOKENIZER * tokenizer})
+
+
+def activations(text, batch: Batch, choices: Choices) -> int:
+    """Bytes of a step where it cannot be replayed: 34 a token and unit of width in 16 bits, and 5 for each pair of
+    tokens and head where scores are kept (Korthikanti et al. 2022); with checkpointing one layer and the boundaries.
+
+    Logits in 16 bits, and three times in 32. `text`: the language model's config.
+    """
+    rows = 2 if batch.stage == "dpo" else 1
+    tokens, width = rows * sum(batch.lengths), text.hidden_size
+    each = BYTES[choices.dtype]
+    layer = 17 * each * tokens * width
+    if choices.device == "cpu" or choices.attention == "eager":
+        layer += rows * sum(5 * length**2 * text.num_attention_heads for length in batch.lengths)
+    layers = text.num_hidden_layers
+    kept = layer + layers * each * tokens * width if choices.gradient_checkpointing else layers * layer
+    return kept + batch.targets * text.vocab_size * (each + 12)
+
+
+def kernels(batches: list[Batch], steps: int) -> int:
+    """How many products oneDNN makes a kernel for: each batch and each row of another length has its own."""
+    widest = max(len(batch.lengths) for batch in batches)
+    longest = max(max(batch.lengths) for batch in batches)
+    return 25 * min(steps, widest * longest // ROUND) + 6 * min(steps * widest, longest)

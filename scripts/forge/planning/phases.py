@@ -1,0 +1,223 @@
+"""A config's phases with what each needs, beside what is there, and what is to be done where that does not suffice."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from forge import disk, environment, graph, manifest, models
+from forge.config import Config
+from forge.errors import ENVIRONMENT, ForgeError
+from forge.planning import machine, needs, remedy, source, times
+from forge.planning.batch import Batch
+from forge.planning.hollow import Weights
+from forge.training.choices import Choices, fitting
+
+ASKED = 24  # answers at once, as compare.ANSWERS_AT_ONCE
+PROMPT = 64  # tokens of a question that is not known
+
+
+@dataclass(frozen=True)
+class Row:
+    """One phase: `disk` bytes that it writes, `seconds` it took (`recorded`) or is about to take; None: not known."""
+
+    phase: str
+    need: needs.Need
+    disk: int
+    seconds: float | None
+    recorded: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    base: source.Base
+    machine: machine.Machine
+    choices: Choices
+    batches: list[Batch]
+    weights: Weights
+    adapter: int
+    rows: list[Row]
+    failures: list[ForgeError]
+
+
+class Planner:
+    """Everything that the phases' needs follow from."""
+
+    def __init__(self, configuration: Config, base: source.Base, estimator, there: machine.Machine):
+        self.config, self.values, self.layout = configuration, configuration.values, configuration.layout
+        self.base, self.estimator, self.there = base, estimator, there
+        self.settings = configuration.view("train")
+        self.free = there.memory if there.card is None else there.card
+        self.choices = fitting(self.settings, self.peak, self.free)
+        self.needed = estimator.train(self.settings, self.choices)
+        self.rates = machine.rates(self.choices.dtype, self.layout.build / "rates.json")
+
+    def peak(self, option: Choices) -> int:
+        return self.estimator.train(self.settings, option).peak
+
+    def plan(self) -> Plan:
+        disks = self.disks()
+        rows = [Row(row.name, self.need(row.name), disks.get(row.name, 0), *self.seconds(row)) for row in graph.PHASES]
+        weights, adapter = self.estimator.weights, self.estimator.adapter(self.settings["lora"])
+        failures = [*self.memory_failures(rows), *self.disk_failures()]
+        batches = self.estimator.batches(self.settings)
+        return Plan(self.base, self.there, self.choices, batches, weights, adapter, rows, failures)
+
+    # -- memory ---------------------------------------------------------------------------------------------
+
+    def need(self, name: str) -> needs.Need:
+        found, tokenizer = self.estimator, self.base.tokenizer
+        weights, dtype, vocabulary = found.weights, self.values.model.dtype, found.text.vocab_size
+        adapter, tokens = found.adapter(self.settings["lora"]), self.held_out_tokens()
+        if name == "train":
+            return self.needed
+        if name == "verify-adapter":
+            compute = models.compute_dtype("auto")
+            return needs.verify_adapter(weights, adapter, tokenizer, compute, self.cache(compute), tokens, vocabulary)
+        if name == "merge":
+            return needs.merge(weights, adapter, dtype)
+        if name == "verify-merged":
+            room = self.there.memory
+            return needs.verify_merged(weights, adapter, tokenizer, dtype, room, tokens, vocabulary)
+        if name == "gguf":
+            return needs.gguf(weights)
+        if name == "verify-gguf":
+            return needs.verify_gguf(weights, tokenizer, dtype, self.gguf_size(), tokens, vocabulary)
+        return needs.small(tokenizer)
+
+    def held_out_tokens(self) -> int:
+        """Tokens that are scored: evaluation.heldout_rows rows of the usual length, or of the longest possible."""
+        median = self.estimator.statistics.get("tokens", {}).get("median") or self.estimator.limit
+        return self.values.evaluation.heldout_rows * median
+
+    def cache(self, dtype: str) -> int:
+        """Bytes of keys and values of the answers that verify-adapter asks for at once."""
+        text, evaluation = self.estimator.text, self.values.evaluation
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        tokens = min(ASKED, max(1, evaluation.questions)) * (PROMPT + evaluation.max_new_tokens)
+        return 2 * text.num_hidden_layers * heads * width * tokens * needs.BYTES[dtype]
+
+    def memory_failures(self, rows: list[Row]) -> list[ForgeError]:
+        found = []
+        for row in rows:
+            if row.phase == "train" and row.need.peak > self.free:
+                found.append(self.training_failure(row.need))
+            elif row.phase != "train" and row.need.memory > self.there.memory:
+                found.append(
+                    ForgeError(
+                        f"{row.phase} needs {gb(row.need.memory)} of memory, {gb(self.there.memory)} are free",
+                        more_memory(self.there, row.need.memory),
+                        ENVIRONMENT,
+                    )
+                )
+        return found
+
+    def training_failure(self, need: needs.Need) -> ForgeError:
+        gpu = bool(need.card)
+        kind = "GPU memory" if gpu else "memory"
+        cause = f"training needs {gb(need.peak)} of {kind}, {gb(self.free)} are free"
+        change = remedy.search(self.values.model_dump(mode="json"), gpu, self.peak_of, self.free)
+        if change:
+            return ForgeError(cause, f"{remedy.words(change[0])} ({gb(change[1])})", ENVIRONMENT)
+        smaller = "choose a smaller base (model.base_model_name): no setting makes this one fit"
+        more = smaller if gpu else f"{smaller}; or {more_memory(self.there, need.memory)}"
+        return ForgeError(cause, more, ENVIRONMENT)
+
+    def peak_of(self, values: dict) -> int:
+        """Bytes of training with other values of the config: what `auto` then chooses."""
+        settings = {name: values[name] for name in ("quantization", "lora", "training")}
+        estimator = self.estimator.with_limit(min(values["data"]["max_tokens"], values["training"]["max_length"]))
+        chosen = fitting(settings, lambda option: estimator.train(settings, option).peak, self.free)
+        return estimator.train(settings, chosen).peak
+
+    # -- disk -----------------------------------------------------------------------------------------------
+
+    def items(self) -> list[disk.Item]:
+        shapes = self.estimator.shapes
+        return disk.items(self.layout, shapes, self.values.model.dtype, self.values, self.base.tokenizer)
+
+    def disks(self) -> dict[str, int]:
+        return {"model": self.base.download, **disk.total(self.items())}
+
+    def gguf_size(self) -> int:
+        return max(disk.gguf_bytes(self.estimator.shapes, name) for name in self.values.gguf.quantizations)
+
+    def disk_failures(self) -> list[ForgeError]:
+        wanted = {machine.existing(folder): size for folder, size in disk.most(self.items()).items()}
+        cache = machine.existing(machine.hub_cache())
+        same = next((folder for folder in wanted if folder.stat().st_dev == cache.stat().st_dev), cache)
+        wanted[same] = wanted.get(same, 0) + self.base.download
+        found = []
+        for folder, size in wanted.items():
+            free = shutil.disk_usage(folder).free
+            if size * 1.02 > free:
+                found.append(
+                    ForgeError(
+                        f"the phases need {gb(size * 1.02)} of disk in {shown(folder)}, {gb(free)} are free",
+                        f"free {gb(size * 1.02 - free)} (scripts/runs.py --prune, make clean-models), or make models/ "
+                        "a link to a folder on a larger disk",
+                        ENVIRONMENT,
+                    )
+                )
+        return found
+
+    # -- time -----------------------------------------------------------------------------------------------
+
+    def seconds(self, row: graph.Phase) -> tuple[float | None, bool]:
+        """Seconds and whether they were recorded when the phase was done last."""
+        content = manifest.read(row.record(self.layout))
+        if content and "seconds" in content:
+            return content["seconds"], True
+        about = self.about(row.name)
+        return (None if about is None else about + times.LOADED), False
+
+    def about(self, name: str) -> float | None:
+        weights, rates, evaluation = self.estimator.weights, self.rates, self.values.evaluation
+        size = weights.total * needs.BYTES[self.values.model.dtype]
+        scored, answers = self.held_out_tokens(), evaluation.questions * evaluation.max_new_tokens
+        if name == "train":
+            return self.training_seconds()
+        if name == "verify-adapter":
+            return times.score(weights, 2 * scored, rates) + times.answer(weights, 2 * answers, rates)
+        if name == "merge":
+            return times.merge(size, rates)
+        if name == "verify-merged":
+            return times.score(weights, 3 * scored, rates) + size / rates.hashing
+        if name == "gguf":
+            return times.gguf(size, len(self.values.gguf.quantizations), machine.cores(), rates)
+        if name == "verify-gguf":
+            return times.score(weights, 2 * scored, rates) + times.answer(weights, answers, rates)
+        return None
+
+    def training_seconds(self) -> float | None:
+        """None while the rows are not known."""
+        statistics, training = self.estimator.statistics, self.settings["training"]
+        if not statistics:
+            return None
+        tokens, steps = statistics["tokens"]["total"], self.estimator.steps(self.settings)
+        rounds = steps / training["gradient_accumulation_steps"] / training["eval_steps"]
+        mean = tokens / max(1, statistics["rows"]["train"])
+        evaluated = rounds * statistics["rows"].get("validation", 0) * mean
+        adapter = self.estimator.adapter(self.settings["lora"])
+        trained = tokens * training["num_train_epochs"]
+        return times.train(
+            self.estimator.weights, adapter, trained, self.choices.gradient_checkpointing, evaluated, self.rates
+        )
+
+
+def more_memory(there: machine.Machine, needed: int) -> str:
+    """How to get what is missing, with the value that suffices."""
+    if there.capped == machine.CONTAINER:
+        return f"raise the container's memory limit by {gb(needed - there.memory)}"
+    missing = -(-(needed - there.memory) // 10**9)
+    if there.capped == machine.WSL:
+        return environment.wslconfig(there.ram / 1e9, missing)
+    return environment.SWAP.replace("-l 16G", f"-l {missing}G")
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def shown(folder: Path) -> str:
+    return "this folder" if folder.resolve() == Path().resolve() else str(folder)

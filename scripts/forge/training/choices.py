@@ -1,0 +1,109 @@
+"""What `auto` stands for on this machine: resolved once before training, printed, and kept in the record."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from forge import models
+from forge.training import ranks
+
+ROUND = 32  # tokens that the length of a packed batch is a multiple of: fewer lengths, each of which has kernels
+SHARE = 0.9  # of what is free: a prediction may be off by 15%, and other programs want memory, too
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How the base is held and computed with.
+
+    `dtype`: of the computation. `unpack`: 4-bit weights held in `dtype`. `attention`: transformers' name of an
+    implementation, or attention.NAME; None leaves it to the model. `optimizer`: transformers' name. `processes`
+    train together; `sharded`: each holds a part of the weights. `predicted_mb`: of memory at the peak, graphics memory
+    where there is a card; `free_mb` of it when this was chosen.
+    """
+
+    device: str
+    dtype: str
+    four_bit: bool
+    unpack: bool
+    attention: str | None
+    optimizer: str
+    gradient_checkpointing: bool
+    processes: int = 1
+    sharded: bool = False
+    predicted_mb: int = field(default=0, compare=False)
+    free_mb: int = field(default=0, compare=False)
+
+    def as_dict(self) -> dict:
+        """What stands in records: the same training has the same, whatever memory was free."""
+        return {name: value for name, value in asdict(self).items() if name not in ("predicted_mb", "free_mb")}
+
+
+def resolve(settings: dict, base: Path, dataset: Path | None = None) -> Choices:
+    """`settings` of the phase train; `base` the base's folder, `dataset` that of the rows.
+
+    Of several processes the main one chooses for all.
+    """
+    return replace(ranks.on_main(resolve_here, settings, base, dataset), device=models.device())
+
+
+def resolve_here(settings: dict, base: Path, dataset: Path | None) -> Choices:
+    from forge import estimate
+    from forge.planning import machine
+
+    found = estimate.Estimator.of(base, dataset, settings["training"]["max_length"])
+    free = machine.room(models.device()) // ranks.world_here()
+    return fitting(settings, lambda option: found.train(settings, option).peak, free)
+
+
+def fitting(settings: dict, peak: Callable[[Choices], int], free: int) -> Choices:
+    """The fastest way whose `peak`, in bytes, leaves something of what is free; where none does, the smallest."""
+    for option in possible(settings):
+        needed = peak(option)
+        chosen = replace(option, predicted_mb=round(needed / 1e6), free_mb=round(free / 1e6))
+        if needed <= SHARE * free:
+            break
+    return chosen
+
+
+def possible(settings: dict) -> list[Choices]:
+    """What the settings leave open, the fastest first and the smallest last.
+
+    Repeating the forward pass costs a third of a step, unpacking 4-bit weights in each layer half of one.
+    """
+    quantization, training = settings["quantization"], settings["training"]
+    gpu, sharded = models.device() != "cpu", ranks.sharded()
+    four_bit = quantization["load_in_4bit"]
+    unpack = [True, False] if quantization["unpack"] == "auto" and not gpu else [quantization["unpack"] is True]
+    if quantization["unpack"] == "auto" and sharded and not gpu:
+        unpack = [True]  # packed weights cannot be sharded on a CPU
+    checkpointing = training["gradient_checkpointing"]
+    dtype = models.compute_dtype(quantization["bnb_4bit_compute_dtype"])
+    paged = gpu and not sharded  # the paged optimizer knows no shards
+    optimizer = {"auto": "paged_adamw_8bit" if paged else "adamw_torch"}.get(training["optim"], training["optim"])
+    return [
+        Choices(
+            device=models.device(),
+            dtype=dtype,
+            four_bit=four_bit,
+            unpack=held and four_bit,
+            attention=attention_of(training, dtype, gpu),
+            optimizer=optimizer,
+            gradient_checkpointing=repeated,
+            processes=ranks.world(),
+            sharded=sharded,
+        )
+        for held in (unpack if four_bit else [False])
+        for repeated in ([False, True] if checkpointing == "auto" else [checkpointing])
+    ]
+
+
+def attention_of(training: dict, dtype: str, gpu: bool) -> str | None:
+    wanted = training["attention"]
+    if wanted != "auto":
+        return wanted
+    if gpu and dtype != "float32" and importlib.util.find_spec("flash_attn"):
+        return "flash_attention_2"
+    if training["packing"]:
+        return "rows"
+    return None if gpu else "eager"
