@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from forge import chat, files, manifest, models, phase, sources
+from forge import chat, files, hub, manifest, models, phase, sources
 from forge.data import cache, datacard, parallel, reading, records, reference, rows, safety, scenarios, screening
 from forge.data.package import MOST_REFUSED, Package, encode
 from forge.errors import BAD_INPUT, DATA_REFUSED, ENVIRONMENT, ForgeError
@@ -119,7 +119,7 @@ def record_files(source: dict, found: Found) -> list[tuple[Path, str]]:
     if not source["path"].startswith(sources.HUB):
         return [(Path(name), name) for name in readable(source, found)]
     repository = source["path"].removeprefix(sources.HUB)
-    fetched = records.fetch(repository, source["revision"], sources.included(source), source["exclude"])
+    fetched = hub.fetch(repository, source["revision"], sources.included(source), source["exclude"])
     return [(path, f"{source['path']}/{name}") for name, path in fetched]
 
 

@@ -89,6 +89,15 @@ A: Water in the **evening**.
 }
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """What a phase that runs inside a test sets for its libraries (no Hub, no bars) is no other test's."""
+    kept = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
     """A folder with a random Qwen2 of 2 layers on Qwen2's real vocabulary.

@@ -46,6 +46,7 @@ def configure(folder: Path, base: Path, lora: dict, **training: object) -> None:
             "eval_steps": 2,
             "save_steps": 2,
             "canary_steps": 0,
+            "logging_steps": 1,
             **training,
         },
         "evaluation": {"heldout_rows": 4, "questions": 2, "max_new_tokens": 8, "minimum_stop_rate": 0.0},

@@ -22,10 +22,8 @@ SPLITS = ("train", "validation", "questions")
 
 
 @pytest.fixture
-def forge(checkout, tiny_base, write_config, monkeypatch):
+def forge(checkout, tiny_base, write_config):
     """`forge(data={...})` makes the dataset in this process and returns the folder that it filled."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
-        monkeypatch.setenv(name, "1")  # the phase sets them: what monkeypatch knows is put back afterwards
 
     def make(**sections) -> Path:
         run = started(**sections)

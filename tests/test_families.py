@@ -361,6 +361,8 @@ def workplace(folder: Path, base: Path, system_prompt: str) -> None:
         (folder / name).mkdir()
     for name, text in PAGES.items():
         (folder / "documents" / name).write_text(text, encoding="utf-8")
+    (folder / "scenarios").mkdir()
+    shutil.copy2(ROOT / "scenarios/canary.jsonl", folder / "scenarios/canary.jsonl")
     values = {
         "project": {"name": "bees", "system_prompt": system_prompt},
         "model": {"base_model_name": str(base)},

@@ -836,10 +836,11 @@ def test_any_json_is_read_or_refused(tmp_path_factory, rows, form):
 FETCH = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
+from forge import hub
 from forge.data import records
 from forge.errors import ForgeError
 try:
-    found = records.fetch(*json.loads(sys.argv[2]))
+    found = hub.fetch(*json.loads(sys.argv[2]))
     read = [item.origin for name, path in found for item in records.read(path, name)]
     print(json.dumps([[name for name, _ in found], read]))
 except ForgeError as error:

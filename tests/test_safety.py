@@ -286,8 +286,6 @@ def settings(conversations, write_config):
 @pytest.fixture
 def forge(settings, tiny_base, monkeypatch):
     """`forge(data...)` makes the set in this process and returns its folder."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
-        monkeypatch.setenv(name, "1")  # the phase sets them: what monkeypatch knows is put back afterwards
     monkeypatch.setattr("forge.data.parallel.workers", lambda: 1)
 
     def run(**data) -> Path:

@@ -20,7 +20,6 @@ from forge.data import scenarios, tables
 from forge.data.conflicts import Conflicts
 from forge.data.tables import Problem, Rejected
 from forge.errors import ForgeError
-from forge.hub import fetch as fetch  # of this module's interface
 
 ROLES = {"system": "system", "user": "user", "human": "user", "prompter": "user"}
 ROLES |= {

@@ -137,19 +137,22 @@ def by_launcher(run: phase.Run, launch_file: Path) -> None:
         )
     while True:
         with tempfile.TemporaryDirectory(prefix="forge-") as folder:
-            code = launch(launch_file, Path(folder), run.arguments.debug)
+            code, asked = launch(launch_file, Path(folder), run.arguments.debug)
             outcome = read_outcome(Path(folder))
         if outcome is None and code == OK:
             return
-        if outcome is None:
+        # The launcher stops the others when one was killed: nobody asked for that.
+        stopped = outcome is not None and outcome["code"] == INTERRUPTED and not outcome["again"]
+        if outcome is None or (stopped and not asked and was_killed()):
             raise launcher_failed(code)
         if not outcome["again"]:
             raise ForgeError(outcome["cause"], outcome["remedy"], outcome["code"])
         run.say(outcome["cause"])
 
 
-def launch(launch_file: Path, folder: Path, debug: bool) -> int:
-    """The launcher's exit code. Ctrl-C and SIGTERM go to the processes, which save a checkpoint and stop.
+def launch(launch_file: Path, folder: Path, debug: bool) -> tuple[int, bool]:
+    """The launcher's exit code, and whether somebody asked to stop. Ctrl-C and SIGTERM go to the processes, which save
+    a checkpoint and stop.
 
     The launcher has a session of its own: a Ctrl-C that reached it, too, would have it kill them after 30 s, which
     may be less than a step. It ends when this process does, however that ends.
@@ -165,10 +168,12 @@ def launch(launch_file: Path, folder: Path, debug: bool) -> int:
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
+        asked = False
         while True:
             try:
-                return child.wait()
+                return child.wait(), asked
             except KeyboardInterrupt:
+                asked = True
                 ask_to_stop(child)
 
 
@@ -199,12 +204,20 @@ def launcher_failed(code: int) -> ForgeError:
     """Nobody left word: the launch file is wrong, a process was killed, or somebody asked to stop before it began."""
     if code == -signal.SIGTERM:
         return ForgeError("interrupted", "run the same command again: it goes on", INTERRUPTED)
-    lines = LOG.read_text(encoding="utf-8", errors="replace").split("\n") if LOG.is_file() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-    if any("exitcode" in line and "-9" in line for line in lines):
+    last = next((line.strip() for line in reversed(logged()) if line.strip()), "it said nothing")
+    if was_killed():
         return ForgeError(
             "a training process was killed (signal 9)",
             f"see whether memory ran out (dmesg), and {LOG}; the same command goes on",
             ENVIRONMENT,
         )
     return ForgeError(f"the launcher ended with code {code}: {last[:300]}", f"see {LOG}", ENVIRONMENT)
+
+
+def was_killed() -> bool:
+    """Whether the launcher reports a process that ended by signal 9."""
+    return any("exitcode" in line and "-9" in line for line in logged())
+
+
+def logged() -> list[str]:
+    return LOG.read_text(encoding="utf-8", errors="replace").split("\n") if LOG.is_file() else []
