@@ -213,12 +213,19 @@ def test_what_is_out_of_memory():
 
 @pytest.mark.slow
 def test_a_loss_that_explodes_stops_with_its_remedy(train):
-    done = train(training={"learning_rate": 0.99, "max_grad_norm": 1e9, "num_train_epochs": 20, "warmup_steps": 0})
+    """In dpo: the loss of a tiny base in sft has a ceiling, for its logits have one."""
+    preference = {"learning_rate": 0.99, "beta": 10.0, "num_train_epochs": 5}
+    limits = {"max_grad_norm": 1e9, "keep": "last", "save_steps": 1}
+    done = train(training={"stages": ["sft", "dpo"], "preference": preference, **limits})
     assert done.returncode == 2, done.stdout
-    assert "loss" in done.stderr.splitlines()[0] or "NaN" in done.stderr.splitlines()[0]
-    assert done.stderr.splitlines()[1].startswith("  do lower training.learning_rate")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("FAIL the loss rose from 0.69 to ") and first.endswith(" of dpo")
+    assert second == (
+        "  do lower training.preference.learning_rate, or look for broken rows; the last good checkpoint is kept"
+    )
     assert not ADAPTER.exists()
-    assert list(Path("models/checkpoints/test").glob("*/sft/checkpoint-*/complete.json")), "the last good one is kept"
+    [place] = Path("models/checkpoints/test").iterdir()
+    assert (place / "sft/finished/complete.json").is_file() and list(place.glob("dpo/checkpoint-*/complete.json"))
 
 
 @pytest.mark.slow
@@ -248,6 +255,49 @@ def test_a_stage_without_rows_is_refused_before_the_first_step(train, name):
         stages.run_all(run, models.tokenizer(run.layout.base), choices.resolve(run.settings, run.layout.base))
     what = {"dpo": "0 preference pairs", "kto": "0 labelled rows"}[name]
     assert caught.value.cause == f"training.stages names {name}, but the data has {what} to train on, 8 are needed"
+
+
+def test_packed_pairs_give_what_padded_ones_give(tiny_base, monkeypatch):
+    """Every figure of trl's fused head, and each gradient; only positions with a label are projected."""
+    import torch
+    from forge import models
+    from forge.training import attention, packed
+    from trl.trainer import utils
+
+    attention.register()
+    model = models.causal_lm(tiny_base, "float32", attention="rows")
+    utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    scored = []
+    project = utils._ChunkedLogProbFunction
+
+    class Counted:
+        def apply(hidden, *args):
+            scored.append(len(hidden))
+            return project.apply(hidden, *args)
+
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Counted)
+    monkeypatch.setattr(utils, "_use_triton", utils._use_triton)  # put back afterwards
+    torch.manual_seed(1)
+    ids = torch.randint(1000, (4, 19))
+    mask = torch.arange(19) < torch.tensor([[19], [7], [12], [3]])
+    labels = ids.masked_fill(~mask | (torch.arange(19) < torch.tensor([[10], [4], [3], [2]])), chat.IGNORED)
+    found, gradients = [], []
+    for kind in (lambda model: model, packed.Packed):
+        given = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels, "fused_lm_head": True}
+        found.append(kind(model)(**given, use_cache=False))
+        found[-1].log_probs.sum().backward()
+        gradients.append({name: value.grad.clone() for name, value in model.named_parameters()})
+        model.zero_grad()
+        packed.score_labels_only()
+    padded, own = found
+    for name in packed.PER_TOKEN:
+        first, second = getattr(padded, name), getattr(own, name)
+        assert (first is None) == (second is None), name
+        if first is not None:
+            assert first.shape == second.shape and torch.allclose(first.float(), second.float(), atol=1e-4), name
+    assert own.log_probs[labels[:, 1:] != chat.IGNORED].abs().min() > 0, "else this shows nothing"
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-4) for name in gradients[0])
+    assert scored == [4 * 18, int((labels[:, 1:] != chat.IGNORED).sum())]
 
 
 def test_answers_of_kto_come_in_turn():

@@ -24,7 +24,7 @@ def worst(settings: dict, dataset: Path | None, tokenizer, limit: int) -> list[B
         rows = (known or [(limit, limit)]) * count
         lengths = tuple(min(length, training["max_length"]) for length, _ in rows[:count])
         targets = sum(min(own, length) for (_, own), length in zip(rows, lengths, strict=False))
-        found.append(Batch(lengths, targets, stage, training["packing"] and stage == "sft"))
+        found.append(Batch(lengths, targets, stage, training["packing"]))
     return found
 
 

@@ -64,7 +64,6 @@ class Replay:
     def __init__(self, model, choices: Choices, place: contextlib.AbstractContextManager):
         self.model, self.choices, self.place = model, choices, place
         self.head = model.get_base_model().get_output_embeddings()
-        self.fused_head = False
         if choices.gradient_checkpointing:
             # The state of the random numbers is 5 KB a layer, and reading it is no operation on tensors.
             model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -101,10 +100,9 @@ class Replay:
         return ledger.most
 
     def loss(self, batch: Batch):
-        gpu = self.choices.device != "cpu"
-        if batch.stage != "sft":
-            return self.fused(batch)
-        return self.tiled(batch) if gpu else self.wanted(batch)
+        if self.choices.device != "cpu":
+            return self.tiled(batch)
+        return self.wanted(batch) if batch.stage == "sft" else self.scored(batch)
 
     def wanted(self, batch: Batch):
         """As supervised.Trainer.compute_loss: logits where a loss is."""
@@ -116,37 +114,38 @@ class Replay:
         labels = torch.zeros(logits.shape[:2], dtype=torch.long)
         return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / 2
 
-    def fused(self, batch: Batch):
-        """As trl's DPOTrainer and KTOTrainer."""
-        if not self.fused_head:
-            from trl.trainer.utils import add_fused_lm_head
+    def scored(self, batch: Batch):
+        """As forge.training.packed and trl's DPOTrainer and KTOTrainer: tiles of logits where a label is."""
+        from trl.kernels import ChunkedLogProbFunction
+        from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as SIZE
 
-            add_fused_lm_head(self.model.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
-            self.fused_head = True
-        given = inputs(batch)
-        labels = torch.zeros_like(given["input_ids"])
         with autocast(self.choices):
-            found = self.model(**given, use_cache=False, labels=labels, fused_lm_head=True)
-        return functional.logsigmoid(found.log_probs.float().sum(dim=1)).sum()
+            hidden = self.hidden(batch)
+            labels = torch.zeros(len(hidden), dtype=torch.long)
+            kept = ("entropy", "mean_logits", "is_top1")
+            found = ChunkedLogProbFunction.apply(hidden, self.head.weight, None, labels, 1.0, SIZE, None, 1.0, kept)
+        return functional.logsigmoid(found[0].sum())
 
     def tiled(self, batch: Batch):
-        """As trl's SFTTrainer on a GPU: the positions that carry loss, in tiles."""
+        """As trl's trainers on a GPU: the positions that carry loss, in tiles."""
         with autocast(self.choices):
-            backbone = self.model.get_base_model().base_model
-            hidden = backbone(**inputs(batch), use_cache=False).last_hidden_state
-            hidden = hidden.flatten(0, 1)[: batch.targets].clone()
-            return Tiles.apply(hidden, self.head.weight).sum()
+            return Tiles.apply(self.hidden(batch), self.head.weight).sum()
+
+    def hidden(self, batch: Batch):
+        """The last layer's output where a label is, as (tokens, width)."""
+        backbone = self.model.get_base_model().base_model
+        hidden = backbone(**inputs(batch), use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[: batch.targets * batch.answers].clone()
 
 
 def inputs(batch: Batch) -> dict:
     """What a collator hands to the model: packed rows with their limits, or padded rows with a mask."""
-    if not batch.packed or batch.stage != "sft":
-        rows = len(batch.lengths) * (2 if batch.stage == "dpo" else 1)
-        ids = torch.zeros((rows, max(batch.lengths)), dtype=torch.long)
+    if not batch.packed:
+        ids = torch.zeros((len(batch.lengths) * batch.answers, max(batch.lengths)), dtype=torch.long)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    ids = torch.zeros((1, sum(batch.lengths)), dtype=torch.long)
+    ids = torch.zeros((1, sum(batch.lengths) * batch.answers), dtype=torch.long)
     limits = Limits([0])
-    for length in batch.lengths:
+    for length in batch.lengths * batch.answers:
         limits.append(limits[-1] + length)
     return {
         "input_ids": ids,

@@ -48,7 +48,7 @@ class Follow(TrainerCallback):
         """A checkpoint counts once it is sealed, when every process has written its part; one with NaN never is."""
         broken = not_finite(model)
         if ranks.any_of(broken is not None):
-            raise bad_loss(f"{broken or 'a weight'} holds NaN or infinity", state.global_step)
+            raise self.bad_loss(f"{broken or 'a weight'} holds NaN or infinity", state.global_step)
         ranks.on_main(checkpoints.seal, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_log(self, args, state, control, logs: dict | None = None, **_: object) -> None:
@@ -66,10 +66,17 @@ class Follow(TrainerCallback):
 
     def require_sane(self, kind: str, loss: float, state) -> None:
         if not math.isfinite(loss):
-            raise bad_loss(f"the loss became {loss}", state.global_step)
+            raise self.bad_loss(f"the loss became {loss}", state.global_step)
         first = next((entry["loss"] for entry in state.log_history if "loss" in entry), loss)
         if kind == "loss" and loss > EXPLODED * first + 1:
-            raise bad_loss(f"the loss rose from {first:.2f} to {loss:.2f}", state.global_step)
+            raise self.bad_loss(f"the loss rose from {first:.2f} to {loss:.2f}", state.global_step)
+
+    def bad_loss(self, cause: str, step: int) -> ForgeError:
+        key = "training.learning_rate" if self.stage == "sft" else "training.preference.learning_rate"
+        return ForgeError(
+            f"{cause} at step {step} of {self.stage}",
+            f"lower {key}, or look for broken rows; the last good checkpoint is kept",
+        )
 
     def pace(self, state) -> str:
         """Tokens a second since the last line, padding not counted, and the time that is left at this pace."""
@@ -91,13 +98,6 @@ def not_finite(model) -> str | None:
         if parameter.requires_grad and not torch.isfinite(part).all():
             return name
     return None
-
-
-def bad_loss(cause: str, step: int) -> ForgeError:
-    return ForgeError(
-        f"{cause} at step {step}",
-        "lower training.learning_rate, or look for broken rows; the last good checkpoint is kept",
-    )
 
 
 def watch(run: phase.Run, trainer, stage: str) -> Follow:

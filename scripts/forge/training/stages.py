@@ -169,7 +169,7 @@ class Stage:
         every = self.run.settings["training"]["canary_steps"]
         if not every:
             return None
-        found = guard.Guard(self.run, self.tokenizer, self.name, every)
+        found = guard.Guard(self.run, self.tokenizer, self.name, every, self.place.parent / "canary.json")
         trainer.add_callback(found)
         return found
 
