@@ -5,6 +5,7 @@ rows and soft caps low enough to bend the scores. What a row gives alone under t
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import families
