@@ -116,7 +116,8 @@ class Estimator:
         accumulation = settings["training"]["gradient_accumulation_steps"]
         batches = self.batches(settings)
         largest = max(self.step(settings, choices, batch, accumulation > 1) for batch in batches)
-        products = 0 if choices.device != "cpu" else min(capacity(), needs.kernels(batches, self.steps(settings)))
+        one_dnn = choices.device == "cpu" and choices.dtype != "float32"  # MKL keeps no kernels
+        products = min(capacity(), needs.kernels(batches, self.steps(settings))) if one_dnn else 0
         adapter = self.adapter(settings["lora"])
         return needs.train(self.weights, adapter, self.tokenizer_bytes, choices, settings, largest, products)
 

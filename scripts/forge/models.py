@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -240,8 +241,13 @@ def compute_dtype(wanted: str) -> str:
         return wanted
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float16"
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    return "bfloat16" if processor_has("avx512_bf16") or processor_has("amx_bf16") else "float32"
+
+
+def processor_has(flag: str) -> bool:
+    """Whether the processor has an extension, by Linux' name of it."""
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"), re.M)
+    return flags is not None and flag in flags[1].split()
 
 
 def refuse_unsafe(folder: Path) -> None:

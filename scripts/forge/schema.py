@@ -243,7 +243,7 @@ class Quantization(Section):
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="NF4 fits normally spread weights")
     bnb_4bit_use_double_quant: bool = Field(True, description="saves 0.4 bits a weight")
     bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="auto: bfloat16 where the device has it (GPUs from compute capability 8.0)"
+        "auto", description="auto: bfloat16 where the device is fast in it (GPUs from compute capability 8.0)"
     )
 
 

@@ -46,9 +46,11 @@ def forward(
         mask = None if attention_mask is None else attention_mask[..., : key.shape[-2]]
         return _attend(query, key, value, mask, scale, rate, sliding_window, softcap), None
     limits = cu_seq_lens_q.tolist()
+    # Split, not sliced: each slice's gradient would be as long as the whole batch, and zero outside its row.
+    lengths = [end - begin for begin, end in zip(limits, limits[1:], strict=False)]
     rows = [
-        _attend(*(part[:, :, begin:end] for part in (query, key, value)), None, scale, rate, sliding_window, softcap)
-        for begin, end in zip(limits, limits[1:], strict=False)
+        _attend(*parts, None, scale, rate, sliding_window, softcap)
+        for parts in zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
     ]
     return torch.cat(rows, dim=1), None
 
