@@ -21,10 +21,11 @@ from forge.training import launch, ranks
 def work(run: phase.Run) -> dict:
     ranks.on_main(disk.require, run)
     models.prepare()
-    from forge.training import choices, stages
+    from forge.training import checkpoints, choices, stages
 
     tokenizer = models.tokenizer(run.layout.base)
-    chosen = choices.resolve(run.settings, run.layout.base, run.layout.dataset)
+    known = checkpoints.folder(run) / "dtype.json"
+    chosen = choices.resolve(run.settings, run.layout.base, run.layout.dataset, known)
     describe(run, chosen)
     adapter, facts = stages.run_all(run, tokenizer, chosen)
     if not ranks.is_main():

@@ -1,11 +1,13 @@
 """What `auto` stands for on this machine: resolved once before training, printed, and kept in the record."""
 
+import functools
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from forge import models
+from forge import files, models
 from forge.training import ranks
 
 ROUND = 32  # tokens that the length of a packed batch is a multiple of: fewer lengths, each of which has kernels
@@ -39,21 +41,28 @@ class Choices:
         return {name: value for name, value in asdict(self).items() if name not in ("predicted_mb", "free_mb")}
 
 
-def resolve(settings: dict, base: Path, dataset: Path | None = None) -> Choices:
+def resolve(settings: dict, base: Path, dataset: Path | None = None, known: Path | None = None) -> Choices:
     """`settings` of the phase train; `base` the base's folder, `dataset` that of the rows.
 
-    Of several processes the main one chooses for all.
+    `known`: the file that keeps the dtype for a run that goes on, for which of two is faster is measured. Of several
+    processes the main one chooses for all.
     """
-    return replace(ranks.on_main(resolve_here, settings, base, dataset), device=models.device())
+    return replace(ranks.on_main(resolve_here, settings, base, dataset, known), device=models.device())
 
 
-def resolve_here(settings: dict, base: Path, dataset: Path | None) -> Choices:
+def resolve_here(settings: dict, base: Path, dataset: Path | None, known: Path | None) -> Choices:
     from forge import estimate
     from forge.planning import machine
 
+    if known and known.is_file():
+        dtype = json.loads(known.read_text(encoding="utf-8"))
+        settings = {**settings, "quantization": {**settings["quantization"], "bnb_4bit_compute_dtype": dtype}}
     found = estimate.Estimator.of(base, dataset, settings["training"]["max_length"])
     free = machine.room(models.device()) // ranks.world_here()
-    return fitting(settings, lambda option: found.train(settings, option).peak, free)
+    chosen = fitting(settings, lambda option: found.train(settings, option).peak, free)
+    if known:
+        files.write_json(known, chosen.dtype)
+    return chosen
 
 
 def fitting(settings: dict, peak: Callable[[Choices], int], free: int) -> Choices:
@@ -100,15 +109,24 @@ def possible(settings: dict) -> list[Choices]:
 
 
 def dtypes(wanted: str, gpu: bool) -> list[str]:
-    """What to compute in, the fastest first.
-
-    On a CPU with AVX512-BF16 but without AMX, products in bfloat16 made 145 GFLOP/s where those in float32 made 250,
-    and steps of the starter took 1.43 times as long; so there it is only the way that takes half of the memory.
-    """
+    """What to compute in, the fastest first."""
     found = models.compute_dtype(wanted)
-    if wanted == "auto" and not gpu and found == "bfloat16" and not models.processor_has("amx_bf16"):
+    if wanted == "auto" and not gpu and found == "bfloat16" and not bfloat16_pays():
         return ["float32", "bfloat16"]
     return [found]
+
+
+@functools.cache
+def bfloat16_pays() -> bool:
+    """Whether the processor multiplies enough faster in bfloat16 to make up for its many casts.
+
+    Its flags do not tell: one with AVX512-BF16 and without AMX made 145 GFLOP/s in bfloat16 and 250 in float32, and
+    steps of the starter took 1.43 times as long; there bfloat16 is only the way that takes half of the memory.
+    """
+    from forge.planning import machine
+
+    pace = {dtype: max(machine.multiplying("cpu", dtype, 0.05) for _ in range(3)) for dtype in ("bfloat16", "float32")}
+    return pace["bfloat16"] > 1.2 * pace["float32"]
 
 
 def attention_of(training: dict, dtype: str, gpu: bool) -> str | None:
