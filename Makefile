@@ -111,7 +111,7 @@ publish = cmp -s $(1) $(2) || { cp $(1) $(2).partial && mv $(2).partial $(2) && 
 
 #: For contributors
 test: | $(VENV)/dev.ok           ## the tests, slow ones included
-	@$(PYTHON) -m pytest
+	@OMP_NUM_THREADS=$$(( $$(nproc) > 3 ? $$(nproc) / 2 : 1 )) $(PYTHON) -m pytest --numprocesses 2 --dist worksteal
 lint: | $(VENV)/dev.ok           ## ruff and shellcheck
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && \
 	  $(VENV)/bin/shellcheck scripts/*.sh .ci/run

@@ -123,7 +123,6 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="a run resumed by two launchers differs in bits from one that was left alone", strict=False)
 def test_two_processes_train_what_one_does_and_go_on_on_two_machines(train, alone):
     """Stopped by SIGTERM as make's is, and resumed by two launchers, which stand for two machines."""
     as_alone(train, alone)
@@ -179,14 +178,15 @@ def test_a_failure_is_told_once_and_keeps_its_code(train, launch_file):
     assert not ADAPTER.exists()
 
 
-# A stand-in for a card that is full, on one of the two: no forward pass of more than one row gets through.
+# A stand-in for a card that is full, on one of the two: no forward pass of more than one row gets through. A blank row,
+# which fills the batch up to a multiple of 32 tokens, is one of those that begin at 0.
 FULL = """
 import torch
 from forge.training import ranks, supervised
 compute = supervised.Trainer.compute_loss
 
 def full(self, model, inputs, *args, **kwargs):
-    if ranks.rank() == 1 and model.training and (inputs["position_ids"] == 0).sum() > 1:
+    if ranks.rank() == 1 and model.training and (inputs["position_ids"] == 0).sum() > 2:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
     return compute(self, model, inputs, *args, **kwargs)
 
@@ -210,7 +210,6 @@ def sabotage(code: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the way down to fewer rows is not agreed on in time", strict=False)
 def test_memory_that_runs_out_in_one_process_makes_all_begin_with_fewer_rows(train, alone):
     as_alone(train, alone)
     sabotage(FULL)
@@ -221,7 +220,6 @@ def test_memory_that_runs_out_in_one_process_makes_all_begin_with_fewer_rows(tra
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="ends with 75 instead of 7", strict=False)
 def test_a_process_that_is_killed_ends_the_others(train):
     sabotage(KILLED)
     done = train(**by("ddp"))
@@ -308,6 +306,26 @@ def test_each_step_has_the_rows_that_it_has_in_one_process(size, processes):
         rows = [row for batch in batches for row in batch if row < len(lengths)]
         assert rows == order[number * step : (number + 1) * step]
         assert all(len(batch) == size for batch in batches)
+
+
+def test_the_epoch_reaches_the_order_of_a_run_that_goes_on_within_it():
+    """accelerate's own loader, cut as it is on resuming; by its set_epoch alone the order stays the first epoch's."""
+    from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
+    from forge.training import batches
+    from torch.utils.data import BatchSampler
+
+    def rows(tell) -> list[int]:
+        dealt = BatchSamplerShard(BatchSampler(batches.Order([1] * 12, None, 1), 2, drop_last=False), 2, 0)
+        loader = skip_first_batches(DataLoaderShard(list(range(12)), batch_sampler=dealt), 1)
+        tell(loader)
+        return [row for batch in loader for row in batch.tolist()]
+
+    order = batches.Order([1] * 12, None, 1)
+    first = list(order)
+    order.set_epoch(1)
+    second = list(order)
+    assert rows(lambda loader: batches.set_epoch(loader, 1)) == [*second[4:6], *second[8:10]]
+    assert rows(lambda loader: loader.set_epoch(1)) == [*first[4:6], *first[8:10]], "else ours is not needed any more"
 
 
 @pytest.mark.parametrize(

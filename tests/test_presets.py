@@ -35,6 +35,8 @@ training:
   learning_rate: 0.005
   gradient_checkpointing: false
   optim: auto
+  warmup_steps: 0
+  max_length: 512
   canary_steps: 0
   preference: {{num_train_epochs: 0.1, per_device_train_batch_size: 2, gradient_accumulation_steps: 2}}
 evaluation: {{heldout_rows: 2, max_new_tokens: 8, minimum_stop_rate: 0}}
@@ -222,8 +224,9 @@ def test_a_preset_runs_from_scenarios_to_a_verified_gguf(forge, tmp_path, preset
     name = config.load(forge / "config/test.yaml").values.project.name
     data = forge / "dataset_package" / name
     train, validation = read_rows(data / "train.jsonl"), read_rows(data / "validation.jsonl")
+    assert {row["source"] for row in train} == {"scenario_json", "safety"}
+    train, validation = ([row for row in rows if row["source"] != "safety"] for rows in (train, validation))
     assert len(train) + len(validation) == trained
-    assert {row["source"] for row in train} == {"scenario_json"}
     held = read_rows(data / "evaluation.jsonl")
     assert {row["target"] for row in held} == {row["target"] for row in train}
     assert [row["rating"] for row in held if row["prompt"].startswith("Scenario 1 of")] == [3, 0][: evaluated // 2]
@@ -260,6 +263,7 @@ SCRIPTS = (
 )
 OWN_DOCUMENTS = """\
 data:
+  max_tokens: 512
   sources: [{kind: documents, path: documents}]
   thresholds: {minimum_training_rows: 4}
 """

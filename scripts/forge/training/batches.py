@@ -47,3 +47,16 @@ def shared(rows_at_once: int, accumulation: int, processes: int) -> tuple[int, i
         return None
     at_once = max(size for size in range(1, rows_at_once + 1) if rows % size == 0)
     return at_once, rows // at_once
+
+
+def set_epoch(loader, epoch: int) -> None:
+    """Tell the epoch to every sampler in a loader, however deep.
+
+    accelerate and transformers reach two samplers deep: that of a run of several processes that goes on within an
+    epoch lies deeper, and would draw the first epoch's order.
+    """
+    sampler = loader.batch_sampler
+    while sampler is not None:
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)

@@ -9,7 +9,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from forge import models, phase
 from forge.errors import ForgeError
-from forge.training import checkpoints, ranks
+from forge.training import batches, checkpoints, ranks
 
 EXPLODED = 3  # times the first loss, and 1 more: from there no run of ours came back
 
@@ -27,6 +27,9 @@ class Follow(TrainerCallback):
     def ask(self, *_: object) -> None:
         self.asked = True
         self.run.say("stopping after this step; a checkpoint will be saved")
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **_: object) -> None:
+        batches.set_epoch(train_dataloader, math.floor(state.epoch + 1e-6))  # it is a sum of steps' shares
 
     def on_step_begin(self, args, state, control, **_: object) -> None:
         self.began = time.monotonic()
