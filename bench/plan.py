@@ -98,6 +98,7 @@ def settings_of(point: Point) -> dict:
                 "gradient_checkpointing": point.checkpointing,
                 "eval_steps": 2,
                 "save_steps": 2,
+                "canary_steps": 0,
             },
         }
     ).model_dump(mode="json")
