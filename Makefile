@@ -21,8 +21,9 @@ endif
 # An included makefile is remade even under `make -n`, so -n sees today's config and documents.
 # MAKE_RESTARTS: once a run, or a file dated in the future makes make loop.
 CONFIG_MK := build/$(subst /,-,$(basename $(CONFIG))).mk
-NEED_NO_CONFIG := help setup env test lint bench bench-startup bench-all bench-learning bench-data bench-train \
-  bench-train-growth bench-plan plan clean clean-models init
+BENCHES := bench-startup bench-all bench-learning bench-data bench-train bench-train-growth bench-plan bench-merge \
+  bench-gguf
+NEED_NO_CONFIG := help setup env test lint bench $(BENCHES) plan clean clean-models init
 ifneq ($(filter-out $(NEED_NO_CONFIG),$(or $(MAKECMDGOALS),help)),)
 include $(CONFIG_MK)
 endif
@@ -53,13 +54,13 @@ $(TRAIN): $(MODEL) $(DATASET) $(VALIDATE) $(BUILD)/train.json | $(READY)
 	@$(RUN)fine_tune.py --config "$(CONFIG)" $(FORCE_train)
 $(VERIFY_ADAPTER): $(MODEL) $(DATASET) $(TRAIN) $(BUILD)/verify-adapter.json | $(READY)
 	@$(RUN)verify_adapter.py --config "$(CONFIG)" $(FORCE_verify-adapter)
-$(MERGE): $(MODEL) $(TRAIN) $(VERIFY_ADAPTER) $(BUILD)/merge.json | $(READY)
+$(MERGE): $(MODEL) $(DATASET) $(TRAIN) $(VERIFY_ADAPTER) $(BUILD)/merge.json | $(READY)
 	@$(RUN)merge_adapter.py --config "$(CONFIG)" $(FORCE_merge)
 $(VERIFY_MERGED): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(BUILD)/verify-merged.json | $(READY)
 	@$(RUN)verify_merged.py --config "$(CONFIG)" $(FORCE_verify-merged)
-$(GGUF): $(MODEL) $(MERGE) $(VERIFY_MERGED) $(BUILD)/gguf.json | $(READY)
+$(GGUF): $(MODEL) $(TRAIN) $(MERGE) $(VERIFY_MERGED) $(BUILD)/gguf.json | $(READY)
 	@$(RUN)convert_to_gguf.py --config "$(CONFIG)" $(FORCE_gguf)
-$(VERIFY_GGUF): $(MODEL) $(DATASET) $(MERGE) $(GGUF) $(BUILD)/verify-gguf.json | $(READY)
+$(VERIFY_GGUF): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(GGUF) $(BUILD)/verify-gguf.json | $(READY)
 	@$(RUN)verify_gguf.py --config "$(CONFIG)" $(FORCE_verify-gguf)
 $(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(VERIFY_MERGED) $(GGUF) $(VERIFY_GGUF) \
               $(BUILD)/modelfile.json $(BUILD)/modelfile.sources.json | $(READY)
@@ -67,8 +68,7 @@ $(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(VERIF
 .SECONDARY: $(MERGE)             # 15 GB that a user may delete without a rerun
 
 .PHONY: all setup env model dataset validate train verify-adapter merge verify-merged gguf verify-gguf modelfile
-.PHONY: status ask runs redo init test lint bench bench-startup bench-all bench-learning bench-data bench-train \
-        bench-train-growth bench-plan plan clean clean-models help FORCE
+.PHONY: status ask runs redo init test lint bench $(BENCHES) plan clean clean-models help FORCE
 
 #: Everyday
 all: modelfile                   ## everything, up to a loadable, verified model
@@ -115,7 +115,7 @@ test: | $(VENV)/dev.ok           ## the tests, slow ones included
 lint: | $(VENV)/dev.ok           ## ruff and shellcheck
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && \
 	  $(VENV)/bin/shellcheck scripts/*.sh .ci/run
-bench: bench-startup bench-all bench-learning bench-data bench-train bench-train-growth bench-plan  ## every benchmark
+bench: $(BENCHES)                ## every benchmark
 bench-startup: | $(READY)        ## measure how soon make answers, beside a usual script
 	@$(PYTHON) bench/startup.py
 bench-all: | $(READY)            ## measure every phase, beside a plain script (two times make all)
@@ -130,6 +130,10 @@ bench-train-growth: | $(VENV)/dev.ok  ## measure how training grows, and draw it
 	@$(PYTHON) bench/train_growth.py --config "$(CONFIG)"
 bench-plan: | $(READY)           ## measure how well make plan predicts the memory of training
 	@$(PYTHON) bench/plan.py
+bench-merge: | $(READY)          ## measure the merge of 0.5B to 7B, beside peft's (46 GB of disk)
+	@$(PYTHON) bench/merge.py
+bench-gguf: | $(READY)           ## measure the way from adapter to Q4_K_M, beside the usual chain (56 GB of disk)
+	@$(PYTHON) bench/quantize.py
 clean:                           ## remove logs, caches and half-built folders; nothing is retrained
 	@rm -rf build logs report .pytest_cache .ruff_cache models/.*.partial models/*/.*.partial dataset_package/.*.partial
 clean-models:                    ## remove every dataset, model and verdict that was made

@@ -1,52 +1,63 @@
-"""Convert the merged model to GGUF and quantize it: models/gguf/<name>-<QUANTIZATION>.gguf.
+"""Quantize the merged model: models/gguf/<name>-<QUANTIZATION>.gguf.
 
-Reads gguf.quantizations and project.{name, version, description, license} of the config and the merged model.
-llama.cpp's own converter makes one 16-bit file, llama.cpp's library quantizes it once a quantization. The
-16-bit file is removed unless it was asked for. Writes the files and <name>.gguf.json.
+Reads gguf.quantizations and project.{name, version, description, license} of the config and the merged model, or base
+and adapter where that was not kept. All files are quantized in one pass, straight from the weights, byte for byte
+as by llama.cpp's converter and quantizer one after the other; where a model is outside of what that covers, these two
+are taken, over a 16-bit file that is removed once verify-gguf has passed. Writes the files and <name>.gguf.json.
 """
 
 from pathlib import Path
 
 from forge import disk, files, llama, models, phase
+from forge.errors import BAD_INPUT, ForgeError
+from forge.quantizing import process
+
+METADATA = "metadata.json"
+SOURCE = "source"
 
 
 def work(run: phase.Run) -> dict:
     wanted = run.settings["gguf"]["quantizations"]
     for quantization in wanted:
         llama.file_type(quantization)  # an unknown name is refused before the conversion, not after
-    size = sum(item["size"] for item in run.inputs["merge"]["subject"] if item["name"].endswith(".safetensors"))
-    shapes = models.tensor_shapes(run.layout.merged)
-    needed = size + sum(disk.gguf_bytes(shapes, quantization) for quantization in wanted)
+    shapes = models.tensor_shapes(run.layout.base)
+    needed = sum(disk.gguf_bytes(shapes, quantization) for quantization in wanted)
     files.require_free_space(run.staging, needed, "the conversion")
-    readable = llama.for_converter(run.layout.merged, run.staging / SOURCE)
-    name = llama.shown_name(run.layout.merged, run.layout.name)
-    full = convert(run, readable, run.staging, name)
-    made = {}
-    for quantization in wanted:
-        out = run.staging / run.layout.gguf(quantization).name
-        if quantization == full.stem.rpartition("-")[2]:
-            pass  # the converter's own file is the wanted one
-        elif quantization in llama.WHOLE:
-            llama.convert(readable, out, llama.WHOLE[quantization], name)
-        else:
-            llama.quantize(full, out, quantization)
-        made[quantization] = summary(run, out)
-    if full.name not in {run.layout.gguf(quantization).name for quantization in wanted}:
-        full.unlink()
-    (run.staging / METADATA).unlink()
+    facts = run.facts("merge")
+    model = described(run)
+    made = {name: run.staging / run.layout.gguf(name).name for name in wanted}
+    quantized = {name: path for name, path in made.items() if name not in llama.WHOLE}
+    temporary, way = None, "straight from the weights"
+    try:
+        if quantized:
+            found = process.quantize(process.weights_of(run.layout, facts), model, quantized)
+            run.hashes = {quantized[name].name: digest for name, digest in found.items()}
+    except process.Unsupported as reason:
+        way = f"over a 16-bit file: {reason}"
+        temporary = usual_way(run, model, quantized, disk.weights(shapes) * disk.BYTES[facts["dtype"]])
+    for name in llama.WHOLE.keys() & made.keys():
+        llama.convert(model["folder"], made[name], llama.WHOLE[name], model["name"], model["metadata"])
+    run.say(f"converted {way}")
+    for old in run.layout.gguf_folder.glob(f".{run.layout.name}-*.gguf"):  # of a run whose gate did not pass
+        if old.name != temporary:
+            run.discard_later(old)
+    model["metadata"].unlink()
     files.remove(run.staging / SOURCE)
-    return {"files": made, "deployed": run.layout.gguf(wanted[0]).name}
+    return {
+        "files": {name: summary(run, path) for name, path in made.items()},
+        "deployed": made[wanted[0]].name,
+        "way": way,
+        "temporary": temporary,
+    }
 
 
-METADATA = "metadata.json"
-SOURCE = "source"
-
-
-def convert(run: phase.Run, readable: Path, folder: Path, name: str) -> Path:
-    """The 16-bit file, in the dtype of the merged weights, with metadata that lets a stranger trace it."""
+def described(run: phase.Run) -> dict:
+    """What llama.cpp's converter is told: folder, name, type of the 16-bit file, and metadata to trace it by."""
     project = run.settings["project"]
+    name = llama.shown_name(run.layout.merged, run.layout.name)
+    metadata = run.staging / METADATA
     files.write_json(
-        folder / METADATA,
+        metadata,
         {
             "general.name": name,
             "general.version": project["version"],
@@ -55,17 +66,33 @@ def convert(run: phase.Run, readable: Path, folder: Path, name: str) -> Path:
             "general.finetune": "model-forge",
         },
     )
-    outtype = llama.OUTTYPES[run.facts("merge")["dtype"]]
-    full = folder / f"{run.layout.name}-{outtype.upper()}.gguf"
-    llama.convert(readable, full, outtype, name, ["--metadata", str(folder / METADATA)])
-    run.say(f"converted to {outtype}: {full.stat().st_size / 1e6:.0f} MB")
-    return full
+    return {
+        "folder": llama.for_converter(run.layout.merged, run.staging / SOURCE),
+        "name": name,
+        "outtype": llama.OUTTYPES[run.facts("merge")["dtype"]],
+        "metadata": metadata,
+    }
+
+
+def usual_way(run: phase.Run, model: dict, quantized: dict[str, Path], size: int) -> str:
+    """llama.cpp's converter, then its quantizer. Name of the 16-bit file, hidden, that verify-gguf is to remove."""
+    if not run.facts("merge")["kept"]:
+        raise ForgeError(
+            "this model's GGUF cannot be made without the merged model", "set merge.keep to true", BAD_INPUT
+        )
+    files.require_free_space(run.staging, size, "the 16-bit file")
+    full = run.staging / f".{run.layout.name}-{model['outtype'].upper()}.gguf"
+    llama.convert(model["folder"], full, model["outtype"], model["name"], model["metadata"])
+    for name, path in quantized.items():
+        llama.quantize(full, path, name)
+    return full.name
 
 
 def summary(run: phase.Run, path: Path) -> dict:
     size = path.stat().st_size
     run.say(f"{path.name}: {size / 1e6:.1f} MB")
-    return {"name": path.name, "size": size, "sha256": files.sha256_file(path)}
+    run.hashes.setdefault(path.name, files.sha256_file(path))
+    return {"name": path.name, "size": size, "sha256": run.hashes[path.name]}
 
 
 if __name__ == "__main__":

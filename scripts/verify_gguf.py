@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 
 from forge import compare, files, llama, models, phase, questions, vocabulary
+from forge.quantizing import checks as tensors
+from forge.weights import merging, streaming
 
 
 def work(run: phase.Run) -> dict:
@@ -18,13 +20,16 @@ def work(run: phase.Run) -> dict:
     models.prepare()
     tokenizer = models.tokenizer(run.layout.merged)
     rows = compare.heldout_rows(run.layout.dataset, tokenizer, run.settings["evaluation"]["heldout_rows"])
-    merged = compare.scores(
-        compare.hugging_face(models.causal_lm(run.layout.merged, run.facts("merge")["dtype"])), rows
-    )
+    weights = merging.result(run.layout, run.facts("merge"))
+    merged = compare.scores(streaming.scorer(weights, streaming.computing_dtype(weights)), rows)
     found, fidelity, said, items = [], {}, {}, []
+    compared, missing = compare_tensors(run, found)
     for quantization, made in run.facts("gguf")["files"].items():
         path = run.layout.gguf_folder / made["name"]
         checks, fidelity[quantization], answers = verify(run, path, tokenizer, rows, merged)
+        if path in compared:
+            checks += tensors.checks(compared[path])
+            fidelity[quantization] |= tensors.figures(compared[path])
         found += [{**check, "name": f"{quantization}: {check['name']}"} for check in checks]
         items += [{"quantization": quantization, **answer} for answer in answers]
         said[quantization] = questions.score(answers[1:])  # the identity question is a check of its own
@@ -35,17 +40,36 @@ def work(run: phase.Run) -> dict:
         "fidelity": fidelity,
         "answers": said,
         "remedy": "choose a larger quantization (Q5_K_M, Q8_0), train longer, or set gguf.fidelity to what you accept",
+        **({"not_checked": missing} if missing else {}),
     }
+
+
+def compare_tensors(run: phase.Run, found: list[dict]) -> tuple[dict, list[str]]:
+    """What was measured of each file's tensors, and what could not be. A 16-bit file between is checked, too, and may
+    go when the gate has passed."""
+    facts = run.facts("gguf")
+    folder = run.layout.gguf_folder
+    paths = [folder / made["name"] for made in facts["files"].values()]
+    temporary = folder / facts["temporary"] if facts["temporary"] else None
+    if temporary is not None and temporary.is_file():
+        paths.append(temporary)
+        run.discard_later(temporary)
+    compared = tensors.measured(run.layout, run.facts("merge"), paths)
+    if isinstance(compared, str):
+        run.say(f"  skip NOT checked: tensors against the merged weights: {compared}")
+        return {}, [f"tensors against the merged weights: {compared}"]
+    if temporary in compared:
+        found += [{**check, "name": f"16 bits: {check['name']}"} for check in tensors.checks(compared[temporary])]
+    return compared, []
 
 
 def verify(run: phase.Run, path: Path, tokenizer, rows: list[dict], merged: list) -> tuple[list, dict, list]:
     limits = run.settings["gguf"]["fidelity"]
     keys = len(llama.header(path))
-    context = max(len(row["input_ids"]) for row in rows) + 8
-    model = llama.load(path, context=context, logits_all=True)
+    model = llama.load(path, context=64)
     checks = [vocabulary.check_metadata(model, tokenizer, keys), vocabulary.check_tokens(model, tokenizer)]
-    result = compare.compare(rows, merged, compare.gguf(model))
     model.close()
+    result = compare.compare(rows, merged, compare.gguf(path))
     checks.append(
         {
             "name": "mean KL divergence from the merged model (nats a token)",

@@ -48,7 +48,7 @@ def test_bytes_a_phase_of_the_starter():
     assert found == {
         "train": 3 * (12 * adapter + 3_500_000) + 4 * adapter,
         "merge": whole,
-        "gguf": whole + quantized,
+        "gguf": quantized,
     }
     assert 105_454_176 < quantized < 1.06 * 105_454_176
 
@@ -66,6 +66,11 @@ def test_a_file_of_the_converters_own_type_is_counted_once():
 def test_merged_weights_in_32_bits():
     found = disk.needed(LAYOUT, {"a.weight": (256, 256)}, "float32", values())
     assert found["merge"] == 4 * 65536
+
+
+def test_a_merged_model_that_is_not_kept_takes_no_disk():
+    found = disk.needed(LAYOUT, {"a.weight": (256, 256)}, "bfloat16", values(merge={"keep": False}), carried=7)
+    assert found["merge"] == 7
 
 
 @pytest.mark.parametrize("quantization", [name for name in schema.QUANTIZATIONS if name[0] in "QIT"])
@@ -160,12 +165,12 @@ def large(tmp_path) -> Path:
 
 
 def test_too_little_disk_ends_with_7_and_both_figures(large, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=60 * GB, used=10 * GB, free=50 * GB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=60 * GB, used=10 * GB, free=30 * GB))
     with pytest.raises(ForgeError) as caught:
         disk.require(run(large))
     assert caught.value.code == ENVIRONMENT
     assert caught.value.cause == (
-        "the way to the GGUF (train 0.1, merge 20.0, gguf 30.6 GB) needs 51.7 GB of disk in models, 50.0 GB are free"
+        "the way to the GGUF (train 0.1, merge 20.0, gguf 10.6 GB) needs 31.3 GB of disk in models, 30.0 GB are free"
     )
     assert caught.value.remedy == (
         "free some space (scripts/runs.py --prune, make clean-models) or move the checkout to a larger disk"

@@ -6,22 +6,26 @@ logarithm), share of tokens with the same first choice, and mean loss of each. O
 are counted: the rest of a row is template, which no model is trained to predict.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from forge import chat, files
+from forge import chat, files, llama
 from forge.errors import ForgeError
 
 ANSWERS_AT_ONCE = 24
-SCORE_BYTES = 1_000_000_000  # 5,000 tokens of a 49,152-word vocabulary, 1,600 of a 152,064-word one
+SCORE_BYTES = 500_000_000  # 2,500 tokens of a 49,152-word vocabulary, 820 of a 152,064-word one
+TOKENS_AT_ONCE = 2048  # of a GGUF's rows: every weight is read once for as many
+ROWS_AT_ONCE = 64
+LOGIT_BYTES = 250_000_000
 
 
 class Scorer(Protocol):
-    def __call__(self, row: dict) -> np.ndarray:
-        """Log-probabilities, float32 [tokens that carry loss, vocabulary], of one encoded row."""
+    def __call__(self, rows: list[dict]) -> Iterator[np.ndarray]:
+        """For each encoded row log-probabilities, float32 [tokens that carry loss, vocabulary]."""
 
 
 @dataclass(frozen=True)
@@ -68,43 +72,76 @@ def hugging_face(model) -> Scorer:
     """Scorer of a transformers model (with or without an adapter)."""
     import torch
 
-    def score(row: dict) -> np.ndarray:
-        ids = torch.tensor([row["input_ids"]], device=model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits[0, carries_loss(row)]
-            return torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+    def score(rows: list[dict]) -> Iterator[np.ndarray]:
+        for row in rows:
+            ids = torch.tensor([row["input_ids"]], device=model.device)
+            with torch.inference_mode():
+                logits = model(input_ids=ids, use_cache=False).logits[0, carries_loss(row)]
+                yield torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
 
     return score
 
 
-def gguf(model) -> Scorer:
-    """Scorer of a llama_cpp.Llama that was loaded with logits_all."""
+def gguf(path: Path) -> Scorer:
+    """Scorer of a GGUF file on the CPU, its weights mapped from the disk.
 
-    def score(row: dict) -> np.ndarray:
-        model.reset()
-        model.eval(row["input_ids"])
-        logits = np.asarray(model.scores[: len(row["input_ids"])], dtype=np.float32)[carries_loss(row)]
-        logits -= logits.max(axis=-1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    Many rows go through the weights at once, each a sequence of its own; llama.cpp keeps the logits of those tokens
+    alone that carry loss.
+    """
+
+    def score(rows: list[dict]) -> Iterator[np.ndarray]:
+        with llama.mapped(path) as model:
+            for group in groups(rows, llama.vocabulary_size(model)):
+                found = llama.logits(model, [row["input_ids"] for row in group], [carries_loss(row) for row in group])
+                for row in found:
+                    row -= row.max(axis=-1, keepdims=True)
+                    row -= np.log(np.exp(row).sum(axis=-1, keepdims=True))
+                    yield row
 
     return score
+
+
+def groups(rows: list[dict], vocabulary: int) -> Iterator[list[dict]]:
+    """Neighbours that together have at most TOKENS_AT_ONCE tokens, ROWS_AT_ONCE rows and LOGIT_BYTES of logits."""
+    group: list[dict] = []
+    for row in rows:
+        both = [*group, row]
+        tokens = sum(len(item["input_ids"]) for item in both)
+        logits = sum(len(carries_loss(item)) for item in both) * vocabulary * 4
+        if group and (tokens > TOKENS_AT_ONCE or len(both) > ROWS_AT_ONCE or logits > LOGIT_BYTES):
+            yield group
+            both = [row]
+        group = both
+    if group:
+        yield group
 
 
 def scores(scorer: Scorer, rows: list[dict]) -> list[np.ndarray]:
     """All rows scored, 4 bytes x vocabulary a token; `heldout_rows` bounds how many."""
-    return [scorer(row) for row in rows]
+    return list(scorer(rows))
 
 
-def compare(rows: list[dict], reference: list[np.ndarray], other: Scorer) -> Comparison:
+def loss(rows: list[dict], scorer: Scorer) -> tuple[float, int]:
+    """Mean loss in nats a token that carries loss, and how many these are."""
+    found = [-scored[np.arange(len(scored)), targets(row)] for row, scored in zip(rows, scorer(rows), strict=True)]
+    every = np.concatenate(found)
+    return float(every.mean()), len(every)
+
+
+def targets(row: dict) -> np.ndarray:
+    """The tokens that carry loss, int [n]."""
+    return np.asarray(row["input_ids"][1:])[carries_loss(row)]
+
+
+def compare(rows: list[dict], reference: Iterable[np.ndarray], other: Scorer) -> Comparison:
     """Compare a reference's scores with another model's on the same rows. NaN anywhere makes NaN figures."""
     kl, same, losses, difference = [], [], [[], []], 0.0
-    for row, ours in zip(rows, reference, strict=True):
-        theirs = other(row)
+    for row, ours, theirs in zip(rows, reference, other(rows), strict=True):
         width = min(ours.shape[1], theirs.shape[1])  # a GGUF may pad the vocabulary
         ours, theirs = ours[:, :width], theirs[:, :width]
         kl.append((np.exp(ours) * (ours - theirs)).sum(axis=-1))
         same.append(ours.argmax(axis=-1) == theirs.argmax(axis=-1))
-        target = np.asarray(row["input_ids"][1:])[carries_loss(row)]
+        target = targets(row)
         for list_, values in zip(losses, (ours, theirs), strict=True):
             list_.append(-values[np.arange(len(target)), target])
         difference = max(difference, float(np.abs(ours - theirs).max()))

@@ -74,19 +74,15 @@ def items(layout: Layout, shapes: Shapes, dtype: str, values: TrainingConfig, ca
     kept = values.training.save_total_limit + 1  # the oldest goes when the newest is whole
     checkpoints = kept * (adapter * CHECKPOINT_BYTES + carried)
     whole = weights(shapes) * BYTES[dtype] + carried
-    full = llama.OUTTYPES[dtype].upper()
-    wanted = values.gguf.quantizations
-    quantized = [
+    wanted = [
         Item("gguf", layout.gguf(name), gguf_bytes(shapes, name) + carried, True, True)
-        for name in wanted
-        if name != full
+        for name in values.gguf.quantizations
     ]
     return [
         Item("train", layout.checkpoints, checkpoints, False, False),
         Item("train", layout.adapter, adapter * ADAPTER_BYTES, True, False),  # the old one goes to the archive
-        Item("merge", layout.merged, whole, True, True),
-        Item("gguf", layout.gguf(full), whole, full in wanted, True),
-        *quantized,
+        Item("merge", layout.merged, whole if values.merge.keep else carried, True, True),
+        *wanted,
     ]
 
 

@@ -127,7 +127,7 @@ PHASES = (
     Phase(
         "merge",
         "merge_adapter.py",
-        ("model", "train", "verify-adapter"),
+        ("model", "dataset", "train", "verify-adapter"),
         ("merge",),
         "merge the adapter into the base",
     ),
@@ -142,14 +142,14 @@ PHASES = (
     Phase(
         "gguf",
         "convert_to_gguf.py",
-        ("model", "merge", "verify-merged"),
+        ("model", "train", "merge", "verify-merged"),
         ("gguf.quantizations", "project.name", "project.version", "project.description", "project.license"),
         "convert to GGUF and quantize",
     ),
     Phase(
         "verify-gguf",
         "verify_gguf.py",
-        ("model", "dataset", "merge", "gguf"),
+        ("model", "dataset", "train", "merge", "gguf"),
         ("gguf.fidelity", "evaluation", "project.system_prompt", "project.identity"),
         "compare the GGUF with the merged model",
         gate=True,

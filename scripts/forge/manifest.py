@@ -34,8 +34,12 @@ def read(record: Path) -> dict | None:
         raise ForgeError(f"{record} is damaged: {error}", f"delete {record} and run make again", INTEGRITY) from None
 
 
-def describe(folder: Path, names: list[str] | None = None) -> list[dict]:
-    """`subject` entries of the files in a folder (all but hidden ones), sorted by name."""
+def describe(folder: Path, names: list[str] | None = None, known: dict[str, str] | None = None) -> list[dict]:
+    """`subject` entries of the files in a folder (all but hidden ones), sorted by name.
+
+    `known`: SHA-256 of files that were hashed while they were written, by name: 15 GB are not read again.
+    """
+    known = known or {}
     if names is None:
         names = sorted(
             path.relative_to(folder).as_posix()
@@ -43,7 +47,12 @@ def describe(folder: Path, names: list[str] | None = None) -> list[dict]:
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         )
     return [
-        {"name": name, "sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size} for name in names
+        {
+            "name": name,
+            "sha256": known.get(name) or sha256_file(folder / name),
+            "size": (folder / name).stat().st_size,
+        }
+        for name in names
     ]
 
 

@@ -62,6 +62,7 @@ class Run:
         self.inputs: dict[str, dict] = {}
         self.sources: str | None = None
         self.discarded: list[Path] = []
+        self.hashes: dict[str, str] = {}  # of written files, where they were hashed on the way
         self.quiet = False
         self.started = time.time()
         self.log_path = Path("logs") / f"{phase.name}.log"
@@ -148,7 +149,7 @@ class Run:
 
     def write_record(self, facts: dict, folder: Path, names: list[str] | None = None, **more: object) -> None:
         content = {
-            "subject": manifest.describe(folder, names),
+            "subject": manifest.describe(folder, names, self.hashes),
             "phase": self.phase.name,
             "config": self.config.digest(self.phase.name),
             "settings": self.settings,
@@ -199,6 +200,9 @@ class Run:
             self.remove_left_over(before)
         else:
             files.swap_folder(self.record.parent, self.archive())
+        self.discard()
+
+    def discard(self) -> None:
         for path in self.discarded:
             files.remove(path)
 
@@ -236,6 +240,7 @@ class Run:
             )
         names = sorted(path.name for path in folder.iterdir() if path.name in ("verdict.json", "items.jsonl"))
         self.write_record({}, folder, names, verdict="PASS")
+        self.discard()
 
 
 def describe_check(check: dict) -> str:

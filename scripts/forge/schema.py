@@ -333,6 +333,14 @@ class Evaluation(Section):
 
 
 class Merge(Section):
+    base: Literal["base", "dequantized", "measure"] = Field(
+        "base",
+        description="what the adapter is added to: the base as it is, as 4-bit training saw it, or the one of the two "
+        "whose merge has the lower loss on held-out rows",
+    )
+    keep: bool = Field(
+        True, description="write the merged model; without it the GGUF is made straight from base and adapter"
+    )
     max_shard_size: str = Field("1GB", pattern=r"^\d+(MB|GB)$", description="of the merged model's weight files")
 
 
@@ -421,6 +429,15 @@ def contradictions(config: TrainingConfig) -> list[tuple[str, str, str]]:
                 "evaluation.max_new_tokens",
                 "answers longer than training.max_length were never trained",
                 f"set it to {config.training.max_length} or less",
+            )
+        )
+    whole = [name for name in config.gguf.quantizations if name in ("F32", "F16", "BF16")]
+    if whole and not config.merge.keep:
+        found.append(
+            (
+                "merge.keep",
+                f"{whole[0]} is made from the merged model, which is not kept",
+                f"set merge.keep to true, or take {whole[0]} off gguf.quantizations",
             )
         )
     training = config.training

@@ -16,7 +16,8 @@ class Weights:
 
     `total` weights, tied ones once; `packed` of them in layers that 4 bits hold, `packed_layers` of these; `largest`
     weights of the largest tensor; `head` weights of the projection to the vocabulary; `linear` weights that every token
-    is multiplied with, the head's not among them.
+    is multiplied with, the head's not among them; `layer` weights of the largest of these layers, `widest` numbers that
+    one of them makes of a token at most.
     """
 
     total: int
@@ -25,6 +26,8 @@ class Weights:
     largest: int
     head: int
     linear: int
+    layer: int
+    widest: int
 
     def four_bit_bytes(self, double: bool) -> int:
         """Bytes of the packed layers: half a byte a weight, a scale a block (Dettmers et al. 2023, section 3).
@@ -78,6 +81,8 @@ def count(model) -> Weights:
         largest=max(parameter.numel() for parameter in model.parameters()),
         head=head.weight.numel(),
         linear=sum(layer.weight.numel() for layer in linear),
+        layer=max(layer.weight.numel() for layer in linear),
+        widest=max(layer.out_features for layer in linear),
     )
 
 

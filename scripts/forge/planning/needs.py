@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from forge.planning.batch import Batch
 from forge.planning.hollow import Weights
 from forge.training.choices import ROUND, Choices
+from forge.weights.streaming import LARGEST_IN_FLOAT32, TOKENS_AT_ONCE
 
 LIBRARIES = 540e6  # bytes of an interpreter with torch, transformers, trl, peft and bitsandbytes
 LIGHT = 380e6  # the same without trl and peft
@@ -18,7 +19,8 @@ QUANTIZING = 14  # bytes a weight of the largest layer, while bitsandbytes packs
 CUDA = 2.5e9  # bytes of RAM beside a card: CUDA's libraries and the driver's own; from what others report
 CARD = 1.05  # times the tensors on a card: PyTorch's allocator rounds up and keeps blocks
 GROWN = 2.5  # times the keys and values of an answer: they are copied for each token
-SCORES = 1e9  # bytes at most of what compare.heldout_rows scores
+PIECES = 0.5e9  # bytes of weights that are read, quantized and wait to be written: 64 MB each
+SCORES = 0.5e9  # bytes at most of what compare.heldout_rows scores
 
 # Bytes of state a trained weight, by transformers' names of optimizers; 8 for those that are not listed.
 STATES = {"adamw_8bit": 2.1, "adamw_bnb_8bit": 2.1, "paged_adamw_8bit": 2.1, "lion_8bit": 1.1, "paged_lion_8bit": 1.1}
@@ -103,41 +105,46 @@ def scores(tokens: int, vocabulary: int) -> float:
     return min(SCORES, 4.0 * tokens * vocabulary)
 
 
-def merge(weights: Weights, adapter: int, dtype: str) -> Need:
-    """The whole model, its linear layers made anew; never less than scripts/merge_adapter.py asks for."""
-    size = weights.total * BYTES[dtype]
-    parts = {"libraries": LIGHT, "weights": max(size * 1.2, size + weights.largest * 4), "adapter": adapter * 8}
-    return sum_up(parts, mapped=weights.linear * BYTES[dtype])
+def merge(
+    weights: Weights, adapter: int, tokenizer: int, dtype: str, base: str, tokens: int, vocabulary: int
+) -> Need:
+    """One weight at a time: the largest that an adapter changes, in 32 bits twice beside its 16. `base`: merge.base.
+
+    An adapter that peft alone can merge takes the whole model; scripts/merge_adapter.py then asks for that.
+    """
+    parts = {"libraries": LIGHT, "pieces": PIECES, "largest layer": weights.layer * 10, "adapter": adapter * 4}
+    if base == "measure":
+        parts |= streamed(weights, tokenizer, dtype, tokens, vocabulary)
+    return sum_up(parts)
 
 
 def verify_merged(
-    weights: Weights, adapter: int, tokenizer: int, dtype: str, room: int, tokens: int, vocabulary: int
+    weights: Weights, adapter: int, tokenizer: int, dtype: str, tokens: int, vocabulary: int
 ) -> Need:
-    """In 32 bits where `room` has them, else in `dtype`: as scripts/verify_merged.py decides."""
-    whole = weights.total * 4
-    compute = "float32" if whole * 1.2 < room else dtype
-    parts = {
+    """Layer by layer from the disk: the largest weight as it is and as it computes, log-probabilities twice."""
+    return sum_up(streamed(weights, tokenizer, dtype, tokens, vocabulary) | {"adapter": adapter * 8})
+
+
+def streamed(weights: Weights, tokenizer: int, dtype: str, tokens: int, vocabulary: int) -> dict[str, float]:
+    """Parts of a model that runs from the disk (forge.weights.streaming)."""
+    compute = BYTES["float32" if 4 * weights.largest <= LARGEST_IN_FLOAT32 else dtype]
+    return {
         "libraries": LIGHT + TOKENIZER * tokenizer,
-        "weights": weights.total * BYTES[compute],
-        "adapter": adapter * 8,
+        "largest weight": weights.largest * (BYTES[dtype] + (compute if compute != BYTES[dtype] else 0)),
+        "layer": min(tokens, TOKENS_AT_ONCE) * weights.widest * 3 * compute,
         "scores": 2 * scores(tokens, vocabulary),
     }
-    return sum_up(parts, mapped=weights.total * BYTES[dtype] if compute != dtype else 0)
 
 
-def gguf(weights: Weights) -> Need:
-    """llama.cpp's converter and quantizer: a tensor at a time, the largest in 32 bits twice."""
-    return sum_up({"libraries": LIGHT, "largest tensor": weights.largest * 8})
+def gguf(weights: Weights, adapter: int, tokenizer: int) -> Need:
+    """Straight from the weights: pieces of them, the largest merged layer, and llama.cpp's converter of the vocabulary."""
+    parts = {"libraries": LIGHT, "pieces": PIECES, "largest layer": weights.layer * 10, "adapter": adapter * 4}
+    return sum_up(parts | {"vocabulary": 2 * TOKENIZER * tokenizer})
 
 
 def verify_gguf(weights: Weights, tokenizer: int, dtype: str, file: int, tokens: int, vocabulary: int) -> Need:
-    """The merged model first, then the GGUF, `file` bytes."""
-    parts = {
-        "libraries": LIGHT + TOKENIZER * tokenizer,
-        "weights": max(weights.total * BYTES[dtype], file),
-        "scores": scores(tokens, vocabulary),
-    }
-    return sum_up(parts)
+    """The merged model from the disk, then the GGUF, `file` bytes that stay mapped."""
+    return sum_up(streamed(weights, tokenizer, dtype, tokens, vocabulary), mapped=file)
 
 
 def small(tokenizer: int) -> Need:

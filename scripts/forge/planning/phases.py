@@ -74,12 +74,12 @@ class Planner:
             compute = models.compute_dtype("auto")
             return needs.verify_adapter(weights, adapter, tokenizer, compute, self.cache(compute), tokens, vocabulary)
         if name == "merge":
-            return needs.merge(weights, adapter, dtype)
+            base = self.values.merge.base
+            return needs.merge(weights, adapter, tokenizer, dtype, base, tokens, vocabulary)
         if name == "verify-merged":
-            room = self.there.memory
-            return needs.verify_merged(weights, adapter, tokenizer, dtype, room, tokens, vocabulary)
+            return needs.verify_merged(weights, adapter, tokenizer, dtype, tokens, vocabulary)
         if name == "gguf":
-            return needs.gguf(weights)
+            return needs.gguf(weights, adapter, tokenizer)
         if name == "verify-gguf":
             return needs.verify_gguf(weights, tokenizer, dtype, self.gguf_size(), tokens, vocabulary)
         return needs.small(tokenizer)
@@ -180,7 +180,7 @@ class Planner:
         if name == "verify-adapter":
             return times.score(weights, 2 * scored, rates) + times.answer(weights, 2 * answers, rates)
         if name == "merge":
-            return times.merge(size, rates)
+            return times.merge(size if self.values.merge.keep else 0, rates)
         if name == "verify-merged":
             return times.score(weights, 3 * scored, rates) + size / rates.hashing
         if name == "gguf":

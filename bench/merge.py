@@ -1,0 +1,67 @@
+"""Merging an adapter into a base, weight by weight, beside peft's merge_and_unload and save_pretrained.
+
+For each shape (bench/shapes.py) both write a whole model folder; then every weight is compared, bit for bit. Rows are
+the shapes, so growth is seen, too. It takes 46 GB of disk with 7B. The JSON line's figures are those of the last shape.
+"""
+
+import functools
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import harness
+from forge import phase
+from forge.errors import ForgeError
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    parser = harness.parser(__doc__, repeat=1)
+    parser.add_argument("--shapes", nargs="+", choices=("0.5B", "1.5B", "7B"), default=["0.5B", "1.5B", "7B"])
+    arguments = parser.parse_args()
+    phase.guard(lambda: compare(arguments.shapes, arguments.repeat), arguments.debug)
+
+
+def compare(shapes: list[str], repeat: int) -> None:
+    import shapes as models_of
+
+    models_of.prepare()
+    rows = []
+    for shape in shapes:
+        with tempfile.TemporaryDirectory(prefix="model-forge-bench-") as name:
+            folder = Path(name)
+            base, adapter = models_of.make(folder, shape)
+            sides = [functools.partial(merged, side, folder, base, adapter, shape) for side in ("ours", "reference")]
+            rounds = harness.alternate(sides, repeat)
+            require_equal(folder / "ours", folder / "reference")
+        rows.append(harness.row(shape, *([figures for parts in side for figures in parts] for side in rounds)))
+        print(f"{shape}: every weight equal", flush=True)
+    harness.report("merge", rows, headline=rows[-1])
+
+
+def merged(side: str, folder: Path, base: Path, adapter: Path, name: str) -> list[harness.Figures]:
+    import shapes as models_of
+
+    out = folder / side
+    models_of.free(out)
+    os.sync()  # what the other side wrote is on the disk before this one begins
+    command = [sys.executable, str(HERE / f"{side}_convert.py"), "merge", str(base), str(adapter), str(out)]
+    return harness.measure(command, folder, name)
+
+
+def require_equal(ours: Path, reference: Path) -> None:
+    import torch
+    from forge.weights.checkpoint import Checkpoint
+
+    left, right = Checkpoint(ours), Checkpoint(reference)
+    if left.entries.keys() != right.entries.keys():
+        raise ForgeError("the two models do not have the same weights", "look at the versions of peft and transformers")
+    for name in left.entries:
+        if not torch.equal(left.tensor(name), right.tensor(name)):
+            raise ForgeError(f"{name} differs from peft's", "look at the versions of peft and transformers")
+
+
+if __name__ == "__main__":
+    main()
