@@ -116,7 +116,7 @@ def test_exponents_without_a_dot_are_numbers(tmp_path):  # YAML 1.1 reads 2e-4 a
         (
             WHOLE + "merge: {zzzz: 1}\n",
             "a.yaml:4: merge.zzzz: unknown key",
-            "known here: max_shard_size",
+            "known here: base, keep, max_shard_size",
         ),
         (
             WHOLE + "lora: {r: sixteen}\n",

@@ -105,6 +105,8 @@ def test_what_was_never_done(project):
         "verify-adapter": "changed: train",
         "merge": "changed: train",
         "verify-merged": "changed: train",
+        "gguf": "changed: train",
+        "verify-gguf": "changed: train",
         "modelfile": "changed: train",
     }
 
@@ -140,7 +142,7 @@ def test_a_changed_input_is_named(project):
     content["subject"][0]["sha256"] = "0"
     files.write_json(record, content)
     readers = {row.name for row in graph.PHASES if "dataset" in row.needs}
-    assert readers == {"validate", "train", "verify-adapter", "verify-merged", "verify-gguf", "modelfile"}
+    assert readers == {"validate", "train", "verify-adapter", "merge", "verify-merged", "verify-gguf", "modelfile"}
     assert reasons(project) == dict.fromkeys(readers, "changed: dataset")
 
 

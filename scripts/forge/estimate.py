@@ -111,6 +111,10 @@ class Estimator:
             self.known[key] = small + max(0, layers - FEW) * more
         return self.known[key]
 
+    def held(self, settings: dict, choices: Choices) -> int:
+        """Bytes of the base alone, as training holds it."""
+        return needs.held(self.weights, choices, settings["quantization"]["bnb_4bit_use_double_quant"])
+
     def train(self, settings: dict, choices: Choices) -> Need:
         """`settings` of the phase train."""
         accumulation = settings["training"]["gradient_accumulation_steps"]

@@ -105,9 +105,7 @@ def scores(tokens: int, vocabulary: int) -> float:
     return min(SCORES, 4.0 * tokens * vocabulary)
 
 
-def merge(
-    weights: Weights, adapter: int, tokenizer: int, dtype: str, base: str, tokens: int, vocabulary: int
-) -> Need:
+def merge(weights: Weights, adapter: int, tokenizer: int, dtype: str, base: str, tokens: int, vocabulary: int) -> Need:
     """One weight at a time: the largest that an adapter changes, in 32 bits twice beside its 16. `base`: merge.base.
 
     An adapter that peft alone can merge takes the whole model; scripts/merge_adapter.py then asks for that.
@@ -118,9 +116,7 @@ def merge(
     return sum_up(parts)
 
 
-def verify_merged(
-    weights: Weights, adapter: int, tokenizer: int, dtype: str, tokens: int, vocabulary: int
-) -> Need:
+def verify_merged(weights: Weights, adapter: int, tokenizer: int, dtype: str, tokens: int, vocabulary: int) -> Need:
     """Layer by layer from the disk: the largest weight as it is and as it computes, log-probabilities twice."""
     return sum_up(streamed(weights, tokenizer, dtype, tokens, vocabulary) | {"adapter": adapter * 8})
 
@@ -137,7 +133,7 @@ def streamed(weights: Weights, tokenizer: int, dtype: str, tokens: int, vocabula
 
 
 def gguf(weights: Weights, adapter: int, tokenizer: int) -> Need:
-    """Straight from the weights: pieces of them, the largest merged layer, and llama.cpp's converter of the vocabulary."""
+    """Straight from the weights: pieces of them, the largest merged layer, and the vocabulary."""
     parts = {"libraries": LIGHT, "pieces": PIECES, "largest layer": weights.layer * 10, "adapter": adapter * 4}
     return sum_up(parts | {"vocabulary": 2 * TOKENIZER * tokenizer})
 

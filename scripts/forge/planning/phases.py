@@ -47,12 +47,9 @@ class Planner:
         self.base, self.estimator, self.there = base, estimator, there
         self.settings = configuration.view("train")
         self.free = there.memory if there.card is None else there.card
-        self.choices = fitting(self.settings, self.peak, self.free)
+        self.choices = fitting(self.settings, estimator, self.free)
         self.needed = estimator.train(self.settings, self.choices)
         self.rates = machine.rates(self.choices.dtype, self.layout.build / "rates.json")
-
-    def peak(self, option: Choices) -> int:
-        return self.estimator.train(self.settings, option).peak
 
     def plan(self) -> Plan:
         disks = self.disks()
@@ -127,7 +124,7 @@ class Planner:
         """Bytes of training with other values of the config: what `auto` then chooses."""
         settings = {name: values[name] for name in ("quantization", "lora", "training")}
         estimator = self.estimator.with_limit(min(values["data"]["max_tokens"], values["training"]["max_length"]))
-        chosen = fitting(settings, lambda option: estimator.train(settings, option).peak, self.free)
+        chosen = fitting(settings, estimator, self.free)
         return estimator.train(settings, chosen).peak
 
     # -- disk -----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -59,16 +58,23 @@ def resolve_here(settings: dict, base: Path, dataset: Path | None, known: Path |
         settings = {**settings, "quantization": {**settings["quantization"], "bnb_4bit_compute_dtype": dtype}}
     found = estimate.Estimator.of(base, dataset, settings["training"]["max_length"])
     free = machine.room(models.device()) // ranks.world_here()
-    chosen = fitting(settings, lambda option: found.train(settings, option).peak, free)
+    chosen = fitting(settings, found, free)
     if known:
         files.write_json(known, chosen.dtype)
     return chosen
 
 
-def fitting(settings: dict, peak: Callable[[Choices], int], free: int) -> Choices:
-    """The fastest way whose `peak`, in bytes, leaves something of what is free; where none does, the smallest."""
-    for option in possible(settings):
-        needed = peak(option)
+def fitting(settings: dict, estimator, free: int) -> Choices:
+    """The fastest way whose peak, in bytes, leaves something of what is free; where none does, the smallest.
+
+    `estimator`: an estimate.Estimator. Where the weights alone are too much no step is replayed: for 7B that takes
+    seconds.
+    """
+    options = possible(settings)
+    for option in options:
+        if option is not options[-1] and estimator.held(settings, option) > SHARE * free:
+            continue
+        needed = estimator.train(settings, option).peak
         chosen = replace(option, predicted_mb=round(needed / 1e6), free_mb=round(free / 1e6))
         if needed <= SHARE * free:
             break
