@@ -460,6 +460,12 @@ def converted(tmp_path_factory):
     return convert
 
 
+def test_the_documents_tell_which_family_gets_which_template():
+    page = (ROOT / "docs/families.md").read_text(encoding="utf-8")
+    told = [line.split("|")[3].strip(" `") for line in page.partition("| family |")[2].splitlines()[2:9]]
+    assert told == [name or "none" for name in TEMPLATES.values()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CHAINS)
 def test_prompts_of_training_gguf_and_modelfile_are_equal(family, converted):
