@@ -3,7 +3,7 @@
 Reads ollama.* and project.* of the config, Modelfile.template, the records and verdicts of all phases and the
 deployed GGUF's header. Writes models/gguf/<name>.Modelfile and <name>.manifest.json; make copies them to
 Modelfile and gguf_model_manifest.json at the top. They hold no time and no path of this machine: the same
-model gives the same bytes.
+model gives the same bytes. A TEMPLATE is written where verify-gguf has shown one equal, else a comment why not.
 """
 
 import json
@@ -62,6 +62,7 @@ def fill(run: phase.Run, deployed: Path, parameters: dict) -> str:
         "base": one_line(public_name(run.facts("model")["base_model_name"])),
         "model_name": model_name(run),
         "from_path": f"./{deployed.as_posix()}",
+        "template": template_lines(run),
         "stops": stop_line(run.facts("model")["end_token"]),
         "system": system_lines(project["system_prompt"]),
         **parameters,
@@ -93,6 +94,32 @@ def stop_line(token: str) -> str:
     return f'PARAMETER stop "{token}"'
 
 
+def template(run: phase.Run) -> dict:
+    """What is told of the TEMPLATE: its `name` and `sha256`, or `name` None and the `reason` why there is none."""
+    found = verdict(run, "verify-gguf").get("template")
+    if found is None:
+        raise ForgeError(
+            "the verdict of verify-gguf is of an older version, without a TEMPLATE", "run make redo PHASE=verify-gguf"
+        )
+    if run.settings["ollama"]["template"] == "none":
+        return {"name": None, "reason": "ollama.template is none"}
+    return {key: found[key] for key in ("name", "sha256", "reason") if key in found}
+
+
+def template_lines(run: phase.Run) -> str:
+    """`TEMPLATE` in triple quotes, or comments. A text that Ollama's reader would not take as it is is refused."""
+    told = template(run)
+    if told["name"] is None:
+        return (
+            f"# No TEMPLATE: {one_line(told['reason'])}.\n"
+            "# Ollama uses the chat template inside the GGUF, which was checked to be the one of the training."
+        )
+    text = (run.layout.gate("verify-gguf") / "template").read_text(encoding="utf-8")
+    if '"""' in text or text.endswith('"') or not text.replace("\n", "").isprintable() or not text.isascii():
+        raise ForgeError("a Modelfile cannot hold the TEMPLATE of verify-gguf", "set ollama.template to none")
+    return f'# {told["name"]}: shown to write prompts as the chat template of the training does\nTEMPLATE """{text}"""'
+
+
 def system_lines(prompt: str) -> str:
     """`SYSTEM` in triple quotes. A prompt that would end them early is refused: nothing may be injected."""
     if not prompt:
@@ -120,6 +147,7 @@ def gather(run: phase.Run, header: dict, parameters: dict) -> dict:
         "architecture": header["general.architecture"],
         "context_length": header.get(f"{header['general.architecture']}.context_length"),
         "chat_template_sha256": run.facts("model")["chat_template_sha256"],
+        "ollama_template": template(run),
         "parameters": {**parameters, "stop": [run.facts("model")["end_token"]]},
         "base": {
             "name": public_name(run.facts("model")["base_model_name"]),

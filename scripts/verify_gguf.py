@@ -1,10 +1,11 @@
 """Check every GGUF file against the merged model that it was made from (a gate).
 
 Reads gguf.fidelity, evaluation.*, project.system_prompt and project.identity of the config, the merged model,
-the GGUF files and the held-out rows. For each file: the metadata is whole, chat template and token ids equal
-the model's, no start token is doubled, KL divergence and agreement on held-out rows keep their limits, and
-it answers; the identity question must be answered with the expected text. Writes verdict.json, items.jsonl,
-models/gguf/<name>.fidelity.json and, on PASS, gate.ok.
+the GGUF files and the held-out rows. For each file: the metadata is whole, its chat template writes the same
+conversations to the byte as the model's, token ids are equal, no start token is doubled, KL divergence and agreement
+on held-out rows keep their limits, and it answers; the identity question must be answered with the expected text.
+Looks for a TEMPLATE that makes Ollama write these conversations so, too. Writes verdict.json, items.jsonl, template
+(if there is one), models/gguf/<name>.fidelity.json and, on PASS, gate.ok.
 """
 
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from forge import compare, files, llama, models, phase, questions, vocabulary
 from forge.quantizing import checks as tensors
 from forge.weights import merging, streaming
+
+OTHER_TEXT = "make setup, then make redo PHASE=gguf; if that does not help, choose a base that this llama.cpp can serve"
 
 
 def work(run: phase.Run) -> dict:
@@ -39,6 +42,7 @@ def work(run: phase.Run) -> dict:
         "checks": found,
         "fidelity": fidelity,
         "answers": said,
+        "template": template(run, tokenizer),
         "remedy": "choose a larger quantization (Q5_K_M, Q8_0), train longer, or set gguf.fidelity to what you accept",
         **({"not_checked": missing} if missing else {}),
     }
@@ -67,7 +71,7 @@ def verify(run: phase.Run, path: Path, tokenizer, rows: list[dict], merged: list
     limits = run.settings["gguf"]["fidelity"]
     keys = len(llama.header(path))
     model = llama.load(path, context=64)
-    checks = [vocabulary.check_metadata(model, tokenizer, keys), vocabulary.check_tokens(model, tokenizer)]
+    checks = [{**check, "remedy": OTHER_TEXT} for check in vocabulary.checks(model, tokenizer, keys, own(run))]
     model.close()
     result = compare.compare(rows, merged, compare.gguf(path))
     checks.append(
@@ -91,6 +95,27 @@ def verify(run: phase.Run, path: Path, tokenizer, rows: list[dict], merged: list
     answers = ask(run, path)
     checks += check_answers(run, answers)
     return checks, result.as_dict(), answers
+
+
+def own(run: phase.Run) -> dict[str, list[dict]]:
+    """The conversation that this model is made for."""
+    return {"the project's own": questions.identity(run.settings["project"])}
+
+
+def template(run: phase.Run, tokenizer) -> dict:
+    """The TEMPLATE for Ollama that is shown equal for the deployed file: `name`, `sha256`, `conversations`, its text in
+    the file `template`; or `name` None and `reason`."""
+    path = run.record.parent / "template"
+    path.unlink(missing_ok=True)
+    model = llama.load(run.layout.gguf_folder / run.facts("gguf")["deployed"], context=64, vocab_only=True)
+    found = vocabulary.template(model, tokenizer, own(run))
+    model.close()
+    if found["name"] is None:
+        run.say(f"TEMPLATE for Ollama: {found['reason']}")
+        return found
+    files.write_text(path, found.pop("text"))
+    run.say(f"TEMPLATE for Ollama: {found['name']}, equal in {found['conversations']} conversations")
+    return {**found, "sha256": files.sha256_file(path)}
 
 
 def ask(run: phase.Run, path: Path) -> list[dict]:

@@ -124,8 +124,9 @@ def tiny_llama(folder: Path) -> Path:
 def tiny_mistral(folder: Path) -> Path:
     """Llama's SentencePiece vocabulary, which Mistral's is made like, with [INST] and [/INST] as in v0.3.
 
-    llama.cpp holds the template of Mistral-Nemo; v0.3's is the same with a space before question and answer. The
-    repository has tokenizer.model beside tokenizer.json: without it the converter knows no scores.
+    llama.cpp holds the template of Mistral-Nemo; v0.3's is the same with a space before question and answer, and
+    the answer's own white space taken off. The repository has tokenizer.model beside tokenizer.json: without it the
+    converter knows no scores.
     """
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -135,7 +136,7 @@ def tiny_mistral(folder: Path) -> Path:
     edit(folder / "tokenizer_config.json", add_prefix_space=True)
     sentencepiece(folder, [*scores("llama-spm"), 0, 0])
     text = template("mistralai-Mistral-Nemo-Instruct-2407").replace('"[INST]"', '"[INST] "')
-    text = text.replace('{{- message["content"] + eos_token}}', '{{- " " + message["content"] + eos_token}}')
+    text = text.replace('{{- message["content"] + eos_token}}', '{{- " " + message["content"]|trim + eos_token}}')
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
     sizes = MistralConfig(
         vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, sliding_window=None, head_dim=64, **SMALL

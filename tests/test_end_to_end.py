@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forge import config, disk, files, llama, manifest, models
+from forge import config, disk, files, llama, manifest, models, ollama
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -215,6 +215,7 @@ def test_the_modelfile(chain):
     assert "\nFROM ./models/gguf/test-Q4_K_M.gguf\n" in text
     assert '\nPARAMETER stop "<|im_end|>"\n' in text
     assert "\nPARAMETER num_ctx 512\n" in text
+    assert f'\nTEMPLATE """{ollama.text("chatml")}"""\n' in text
     assert text.endswith('SYSTEM """You are Maja. Answer in one sentence."""\n')
 
 

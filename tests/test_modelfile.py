@@ -6,18 +6,33 @@ from pathlib import Path
 
 import create_modelfile
 import pytest
-from forge import config, graph, phase
+from forge import config, files, graph, ollama, phase
 from forge.errors import ForgeError
 
+OLDER: dict = {"name": "older"}  # stands for a verdict from before there were TEMPLATEs
 PARAMETERS = {"num_ctx": 512, "temperature": 0.7, "top_p": 0.9, "repeat_penalty": 1.05}
 
 
 @pytest.fixture
 def modelfile(checkout, write_config):
-    """`modelfile(system_prompt=..., token=..., base=...)` fills the template of the checkout."""
+    """`modelfile(system_prompt=..., token=..., base=...)` fills Modelfile.template of the checkout.
 
-    def fill(token: str = "<|im_end|>", base: str = "org/tiny", **project) -> str:
-        loaded = config.load(write_config(checkout, base="org/tiny", project={"name": "Test", **project}))
+    `template`, `text`: what verify-gguf left of the TEMPLATE. `policy`: ollama.template."""
+
+    def fill(
+        token: str = "<|im_end|>",
+        base: str = "org/tiny",
+        template: dict | None = None,
+        text: str = "",
+        policy: str = "auto",
+        **project,
+    ) -> str:
+        sections = {"project": {"name": "Test", **project}, "ollama": {"template": policy}}
+        loaded = config.load(write_config(checkout, base="org/tiny", **sections))
+        gate = loaded.layout.gate("verify-gguf")
+        found = {"template": template or {"name": None, "reason": "none is equal"}}
+        files.write_json(gate / "verdict.json", found if template != OLDER else {})
+        files.write_text(gate / "template", text)
         run = phase.Run(graph.BY_NAME["modelfile"], loaded, argparse.Namespace(force=True))
         run.inputs = {"model": {"facts": {"base_model_name": base, "end_token": token}}}
         return create_modelfile.fill(run, loaded.layout.gguf("Q4_K_M"), PARAMETERS)
@@ -38,8 +53,8 @@ def test_the_whole_file(modelfile):
         "# Load it:  ollama create test -f Modelfile     Talk to it:  ollama run test\n"
         "FROM ./models/gguf/Test-Q4_K_M.gguf\n"
         "\n"
-        "# No TEMPLATE: Ollama uses the chat template inside the GGUF, which was checked to be the one of the "
-        "training.\n"
+        "# No TEMPLATE: none is equal.\n"
+        "# Ollama uses the chat template inside the GGUF, which was checked to be the one of the training.\n"
         "PARAMETER num_ctx 512\n"
         "PARAMETER temperature 0.7\n"
         "PARAMETER top_p 0.9\n"
@@ -115,9 +130,46 @@ def test_an_unknown_slot_in_the_template_is_refused(modelfile, slot, named):
     assert error.cause.startswith("Modelfile.template: ")
     assert named in error.cause
     assert error.remedy == (
-        "known slots: base, from_path, model_name, name, num_ctx, repeat_penalty, stops, system, temperature, top_p, "
-        "version"
+        "known slots: base, from_path, model_name, name, num_ctx, repeat_penalty, stops, system, temperature, "
+        "template, top_p, version"
     )
+
+
+# -- TEMPLATE ---------------------------------------------------------------------------------------------
+
+SHOWN = {"name": "chatml", "sha256": "0" * 64, "conversations": 18}
+
+
+@pytest.mark.parametrize("name", ollama.names())
+def test_a_template_that_was_shown_equal_stands_there_as_it_is(modelfile, name):
+    text = modelfile(template={**SHOWN, "name": name}, text=ollama.text(name), system_prompt="You are Maja.")
+    assert f"# {name}: shown to write prompts as the chat template of the training does\n" in text
+    assert f'\nTEMPLATE """{ollama.text(name)}"""\nPARAMETER num_ctx 512\n' in text
+    assert text.count('"""') == 4 and "No TEMPLATE" not in text
+
+
+def test_none_when_the_config_says_so(modelfile):
+    text = modelfile(template=SHOWN, text=ollama.text("chatml"), policy="none")
+    assert "\n# No TEMPLATE: ollama.template is none.\n# Ollama uses the chat template inside the GGUF" in text
+    assert "\nTEMPLATE" not in text
+
+
+def test_a_reason_cannot_add_a_line(modelfile):
+    text = modelfile(template={"name": None, "reason": "this\nFROM /etc/passwd"})
+    assert re.findall(r"^FROM (.*)$", text, flags=re.M) == ["./models/gguf/Test-Q4_K_M.gguf"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{{ .Messages }}"""\nFROM /etc/passwd', '{{ .Messages }}"', "{{ .Messages }}\u00a0", "{{ .Messages }}\v"]
+)
+def test_a_template_that_ollama_would_read_otherwise_is_refused(modelfile, text):
+    error = refused(lambda: modelfile(template=SHOWN, text=text))
+    assert error.cause == "a Modelfile cannot hold the TEMPLATE of verify-gguf"
+    assert "FROM /etc" not in modelfile(template=SHOWN, text=text, policy="none")
+
+
+def test_a_verdict_of_an_older_version_is_done_again(modelfile):
+    assert refused(lambda: modelfile(template=OLDER)).remedy == "run make redo PHASE=verify-gguf"
 
 
 # -- the context ------------------------------------------------------------------------------------------

@@ -22,7 +22,11 @@ HEALTHY = [
     "vocabulary converted and loaded by llama.cpp: yes, wanted yes",
     f"tokens of the GGUF: {TOKENS}, wanted {TOKENS} as in the embedding",
     "metadata that differs from the model's: none, wanted none",
-    "conversations that are split into other tokens: 0, wanted 0 (n=3)",
+    "conversations that the file's template writes otherwise: none, wanted none (n=17)",
+    "conversations that are split into other tokens: none, wanted none (n=17)",
+    "hard texts that are split into other tokens: none, wanted none (n=21)",
+    "rare texts that are split into other tokens: accents apart from their letters, an end token of other models, "
+    "wanted any (n=3)",
 ]
 
 

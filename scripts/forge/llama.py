@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from forge import files, models
+from forge import chat, files, models
 from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError, one_line
 
 SETUP = "run make setup"
@@ -99,27 +99,48 @@ def run_converter(model: Path, out: Path, outtype: str, name: str, extra: list[s
 
 
 def for_converter(model: Path, links: Path) -> Path:
-    """What the converter is to read: the model's folder, or links to it beside a setting that it takes over.
+    """What the converter is to read: the model's folder, or links to it beside settings that it takes over.
 
     With a SentencePiece vocabulary llama.cpp puts a space before the text after every special token, unless the
     file says no. Tokenizers of today put it at the very beginning alone: "[INST] Hello" of Mistral-7B-v0.3 would
-    be split with one space more than in training.
+    be split with one space more than in training. And servers put the start token before every prompt where the file
+    says so, also before those of a chat template that writes none: training had none there.
     """
-    if not (model / "tokenizer.model").is_file() or _spaced_after_special(model):
-        return model
-    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    models.prepare()
+    tokenizer = models.tokenizer(model)
+    changed: dict[str, dict] = {}
+    sentencepiece = (model / "tokenizer.model").is_file()  # there llama.cpp does both unless the file says no
+    if sentencepiece and not _spaced_after_special(tokenizer):
+        changed["tokenizer_config.json"] = {"add_prefix_space": False}
+    if _writes_no_start(tokenizer) and (sentencepiece or tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id):
+        changed["tokenizer_config.json"] = {**changed.get("tokenizer_config.json", {}), "add_bos_token": False}
+        changed["tokenizer.json"] = {"post_processor": None}  # what it says goes before the setting
+    return _linked(model, links, changed) if changed else model
+
+
+def _linked(model: Path, links: Path, changed: dict[str, dict]) -> Path:
+    """Links to a model's files, those JSON files aside that are `changed`: copies with these keys."""
     links.mkdir(parents=True, exist_ok=True)
     for path in model.iterdir():
-        if path.name != "tokenizer_config.json" and not (links / path.name).is_symlink():
+        if path.name in changed:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            files.write_json(links / path.name, {**content, **changed[path.name]})
+        elif not (links / path.name).is_symlink():
             (links / path.name).symlink_to(path.resolve())
-    files.write_json(links / "tokenizer_config.json", {**settings, "add_prefix_space": False})
     return links
 
 
-def _spaced_after_special(folder: Path) -> bool:
+def _writes_no_start(tokenizer) -> bool:
+    """Whether there is a start token that prompts of the chat template do not begin with."""
+    try:
+        asked = chat.render(tokenizer, chat.conversation("", "Hello"), generation_prompt=True)
+    except ForgeError:
+        return False  # whoever needs the template says so
+    return tokenizer.bos_token is not None and not asked.startswith(tokenizer.bos_token)
+
+
+def _spaced_after_special(tokenizer) -> bool:
     """Whether the tokenizer splits a word behind a special token as it does at the beginning of a text."""
-    models.prepare()
-    tokenizer = models.tokenizer(folder)
     special = tokenizer.bos_token or tokenizer.eos_token
     if special is None:
         return True  # nothing to compare: the converter's own way
@@ -265,6 +286,33 @@ def chat_template(model) -> str | None:
     """The chat template inside a loaded file."""
     found = library().llama_model_chat_template(model.model, None)
     return found.decode("utf-8") if found is not None else None
+
+
+def start_token(model) -> tuple[int, str, bool]:
+    """Id and text of the start token (-1 and "" where there is none), and whether llama.cpp puts it before a prompt."""
+    llama_cpp = library()
+    vocab = llama_cpp.llama_model_get_vocab(model.model)
+    token = llama_cpp.llama_vocab_bos(vocab)
+    return token, _token_text(token, vocab), llama_cpp.llama_vocab_get_add_bos(vocab)
+
+
+def _token_text(token: int, vocab) -> str:
+    return library().llama_vocab_get_text(vocab, token).decode("utf-8") if token >= 0 else ""
+
+
+def prompt_writer(model):
+    """A function that writes a conversation as llama-cpp-python does, by the chat template inside a loaded file.
+
+    It raises what the template raises.
+    """
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    vocab = library().llama_model_get_vocab(model.model)
+    start, end = library().llama_vocab_bos(vocab), library().llama_vocab_eos(vocab)
+    formatter = Jinja2ChatFormatter(
+        chat_template(model), eos_token=_token_text(end, vocab), bos_token=_token_text(start, vocab)
+    )
+    return lambda turns: formatter(messages=turns).prompt
 
 
 def header(path: Path) -> dict[str, object]:

@@ -43,6 +43,8 @@ PACKAGES = [
     "llama-cpp-python",
 ]
 
+GATE_FILES = ("verdict.json", "items.jsonl", "template")  # what a gate may leave beside its record
+
 
 class Run:
     """One run of one phase.
@@ -238,7 +240,7 @@ class Run:
                 failed[0].get("remedy") or facts["remedy"],
                 GATE_NOT_PASSED,
             )
-        names = sorted(path.name for path in folder.iterdir() if path.name in ("verdict.json", "items.jsonl"))
+        names = sorted(path.name for path in folder.iterdir() if path.name in GATE_FILES)
         self.write_record({}, folder, names, verdict="PASS")
         self.discard()
 

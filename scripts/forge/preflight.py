@@ -149,7 +149,7 @@ def check_vocabulary(base: Path, tokenizer, rows: int) -> list[dict]:
     try:
         tokens = model.n_vocab()
         again = "choose another base, or a newer llama.cpp (LLAMA_CPP=)"
-        found = [vocabulary.check_metadata(model, tokenizer), vocabulary.check_tokens(model, tokenizer)]
+        found = vocabulary.checks(model, tokenizer)
     finally:
         model.close()
     return [

@@ -378,6 +378,9 @@ class Ollama(Section):
     top_p: float = Field(0.9, gt=0, le=1, description="sample among the likeliest tokens with this total probability")
     repeat_penalty: float = Field(1.05, gt=0, le=2, description="above 1 makes repeated tokens less likely")
     num_ctx: int | None = Field(None, ge=64, description="tokens; null: what the model was made for, 8192 at most")
+    template: Literal["auto", "none"] = Field(
+        "auto", description="auto: a TEMPLATE where one is shown to write prompts as in training; none: never one"
+    )
 
 
 class TrainingConfig(Section):
