@@ -7,7 +7,7 @@ llama.cpp's own converter makes one 16-bit file, llama.cpp's library quantizes i
 
 from pathlib import Path
 
-from forge import disk, files, llama, models, phase
+from forge import disk, files, ggufmeta, llama, models, phase
 
 
 def work(run: phase.Run) -> dict:
@@ -18,8 +18,9 @@ def work(run: phase.Run) -> dict:
     shapes = models.tensor_shapes(run.layout.merged)
     needed = size + sum(disk.gguf_bytes(shapes, quantization) for quantization in wanted)
     files.require_free_space(run.staging, needed, "the conversion")
-    readable = llama.for_converter(run.layout.merged, run.staging / SOURCE)
+    readable = llama.for_converter(run.layout.merged, run.staging / SOURCE, ggufmeta.card(run))
     name = llama.shown_name(run.layout.merged, run.layout.name)
+    files.write_json(run.staging / METADATA, ggufmeta.metadata(run))
     full = convert(run, readable, run.staging, name)
     made = {}
     for quantization in wanted:
@@ -27,7 +28,7 @@ def work(run: phase.Run) -> dict:
         if quantization == full.stem.rpartition("-")[2]:
             pass  # the converter's own file is the wanted one
         elif quantization in llama.WHOLE:
-            llama.convert(readable, out, llama.WHOLE[quantization], name)
+            llama.convert(readable, out, llama.WHOLE[quantization], name, ["--metadata", str(run.staging / METADATA)])
         else:
             llama.quantize(full, out, quantization)
         made[quantization] = summary(run, out)
@@ -43,18 +44,7 @@ SOURCE = "source"
 
 
 def convert(run: phase.Run, readable: Path, folder: Path, name: str) -> Path:
-    """The 16-bit file, in the dtype of the merged weights, with metadata that lets a stranger trace it."""
-    project = run.settings["project"]
-    files.write_json(
-        folder / METADATA,
-        {
-            "general.name": name,
-            "general.version": project["version"],
-            "general.description": project["description"],
-            "general.license.name": project["license"],
-            "general.finetune": "model-forge",
-        },
-    )
+    """The 16-bit file, in the dtype of the merged weights."""
     outtype = llama.OUTTYPES[run.facts("merge")["dtype"]]
     full = folder / f"{run.layout.name}-{outtype.upper()}.gguf"
     llama.convert(readable, full, outtype, name, ["--metadata", str(folder / METADATA)])

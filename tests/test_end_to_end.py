@@ -222,7 +222,7 @@ def test_the_gguf_carries_template_name_and_licence(chain, tiny_tokenizer):
     header = llama.header(chain / GGUF)
     assert header["tokenizer.chat_template"] == tiny_tokenizer.chat_template
     assert header["general.name"] == "test"
-    assert header["general.license.name"] == "mit"
+    assert header["general.license"] == "mit"
     assert not any(str(chain) in str(value) for value in header.values())
 
 

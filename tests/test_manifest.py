@@ -105,6 +105,7 @@ def test_what_was_never_done(project):
         "verify-adapter": "changed: train",
         "merge": "changed: train",
         "verify-merged": "changed: train",
+        "gguf": "changed: train",
         "modelfile": "changed: train",
     }
 

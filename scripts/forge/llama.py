@@ -98,21 +98,25 @@ def run_converter(model: Path, out: Path, outtype: str, name: str, extra: list[s
     return re.sub(r"^[A-Z]+:[\w-]+:", "", one_line(lines[-1]))[:300]  # without logging's "ERROR:hf-to-gguf:"
 
 
-def for_converter(model: Path, links: Path) -> Path:
-    """What the converter is to read: the model's folder, or links to it beside a setting that it takes over.
+def for_converter(model: Path, links: Path, card: str = "") -> Path:
+    """What the converter is to read: the model's folder, or links to it beside what it takes over from us.
 
-    With a SentencePiece vocabulary llama.cpp puts a space before the text after every special token, unless the
-    file says no. Tokenizers of today put it at the very beginning alone: "[INST] Hello" of Mistral-7B-v0.3 would
-    be split with one space more than in training.
+    `card`: of ggufmeta.card. With a SentencePiece vocabulary llama.cpp puts a space before the text after every special
+    token, unless the file says no. Tokenizers of today put it at the very beginning alone: "[INST] Hello" of
+    Mistral-7B-v0.3 would be split with one space more than in training.
     """
-    if not (model / "tokenizer.model").is_file() or _spaced_after_special(model):
+    ours = {"README.md": card} if card else {}
+    if (model / "tokenizer.model").is_file() and not _spaced_after_special(model):
+        settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+        ours["tokenizer_config.json"] = json.dumps({**settings, "add_prefix_space": False})
+    if not ours:
         return model
-    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
     links.mkdir(parents=True, exist_ok=True)
     for path in model.iterdir():
-        if path.name != "tokenizer_config.json" and not (links / path.name).is_symlink():
+        if path.name not in ours and not (links / path.name).is_symlink():
             (links / path.name).symlink_to(path.resolve())
-    files.write_json(links / "tokenizer_config.json", {**settings, "add_prefix_space": False})
+    for name, text in ours.items():
+        files.write_text(links / name, text)
     return links
 
 
