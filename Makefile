@@ -58,7 +58,7 @@ $(MERGE): $(MODEL) $(DATASET) $(TRAIN) $(VERIFY_ADAPTER) $(BUILD)/merge.json | $
 	@$(RUN)merge_adapter.py --config "$(CONFIG)" $(FORCE_merge)
 $(VERIFY_MERGED): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(BUILD)/verify-merged.json | $(READY)
 	@$(RUN)verify_merged.py --config "$(CONFIG)" $(FORCE_verify-merged)
-$(GGUF): $(MODEL) $(TRAIN) $(MERGE) $(VERIFY_MERGED) $(BUILD)/gguf.json | $(READY)
+$(GGUF): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(VERIFY_MERGED) $(BUILD)/gguf.json | $(READY)
 	@$(RUN)convert_to_gguf.py --config "$(CONFIG)" $(FORCE_gguf)
 $(VERIFY_GGUF): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(GGUF) $(BUILD)/verify-gguf.json | $(READY)
 	@$(RUN)verify_gguf.py --config "$(CONFIG)" $(FORCE_verify-gguf)

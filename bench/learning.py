@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import harness
-from forge import config, files, graph, llama, manifest, phase, questions
+from forge import config, converter, files, graph, llama, manifest, phase, questions
 from forge.errors import ForgeError
 
 SEEDS = (42, 1, 2, 3, 4)
@@ -97,9 +97,9 @@ def base_gguf(model: Path, dtype: str, quantization: str, scratch: Path) -> Path
     made = scratch / f"{quantization}.gguf"
     if made.is_file():
         return made
-    readable, full = llama.for_converter(model, scratch / "source"), scratch / "full.gguf"
-    llama.convert(readable, full, llama.WHOLE.get(quantization, llama.OUTTYPES[dtype]), "base")
-    if quantization in llama.WHOLE:
+    readable, full = converter.for_converter(model, scratch / "source"), scratch / "full.gguf"
+    converter.convert(readable, full, converter.WHOLE.get(quantization, converter.OUTTYPES[dtype]), "base")
+    if quantization in converter.WHOLE:
         return full.rename(made)
     llama.quantize(full, made, quantization)
     full.unlink()

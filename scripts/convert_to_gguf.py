@@ -1,14 +1,15 @@
 """Quantize the merged model: models/gguf/<name>-<QUANTIZATION>.gguf.
 
 Reads gguf.quantizations and project.{name, version, description, license} of the config and the merged model, or base
-and adapter where that was not kept. All files are quantized in one pass, straight from the weights, byte for byte
-as by llama.cpp's converter and quantizer one after the other; where a model is outside of what that covers, these two
-are taken, over a 16-bit file that is removed once verify-gguf has passed. Writes the files and <name>.gguf.json.
+and adapter where that was not kept, and what the file is to say of its origin. All files are quantized in one pass,
+straight from the weights, byte for byte as by llama.cpp's converter and quantizer one after the other; where a model is
+outside of what that covers, these two are taken, over a 16-bit file that is removed once verify-gguf has passed. Writes
+the files and <name>.gguf.json.
 """
 
 from pathlib import Path
 
-from forge import disk, files, llama, models, phase
+from forge import converter, disk, files, ggufmeta, llama, models, phase
 from forge.errors import BAD_INPUT, ForgeError
 from forge.quantizing import process
 
@@ -26,7 +27,7 @@ def work(run: phase.Run) -> dict:
     facts = run.facts("merge")
     model = described(run)
     made = {name: run.staging / run.layout.gguf(name).name for name in wanted}
-    quantized = {name: path for name, path in made.items() if name not in llama.WHOLE}
+    quantized = {name: path for name, path in made.items() if name not in converter.WHOLE}
     temporary, way = None, "straight from the weights"
     try:
         if quantized:
@@ -35,8 +36,8 @@ def work(run: phase.Run) -> dict:
     except process.Unsupported as reason:
         way = f"over a 16-bit file: {reason}"
         temporary = usual_way(run, model, quantized, disk.weights(shapes) * disk.BYTES[facts["dtype"]])
-    for name in llama.WHOLE.keys() & made.keys():
-        llama.convert(model["folder"], made[name], llama.WHOLE[name], model["name"], model["metadata"])
+    for name in converter.WHOLE.keys() & made.keys():
+        converter.convert(model["folder"], made[name], converter.WHOLE[name], model["name"], model["metadata"])
     run.say(f"converted {way}")
     for old in run.layout.gguf_folder.glob(f".{run.layout.name}-*.gguf"):  # of a run whose gate did not pass
         if old.name != temporary:
@@ -53,23 +54,12 @@ def work(run: phase.Run) -> dict:
 
 def described(run: phase.Run) -> dict:
     """What llama.cpp's converter is told: folder, name, type of the 16-bit file, and metadata to trace it by."""
-    project = run.settings["project"]
-    name = llama.shown_name(run.layout.merged, run.layout.name)
     metadata = run.staging / METADATA
-    files.write_json(
-        metadata,
-        {
-            "general.name": name,
-            "general.version": project["version"],
-            "general.description": project["description"],
-            "general.license.name": project["license"],
-            "general.finetune": "model-forge",
-        },
-    )
+    files.write_json(metadata, ggufmeta.metadata(run))
     return {
-        "folder": llama.for_converter(run.layout.merged, run.staging / SOURCE),
-        "name": name,
-        "outtype": llama.OUTTYPES[run.facts("merge")["dtype"]],
+        "folder": converter.for_converter(run.layout.merged, run.staging / SOURCE, ggufmeta.card(run)),
+        "name": converter.shown_name(run.layout.merged, run.layout.name),
+        "outtype": converter.OUTTYPES[run.facts("merge")["dtype"]],
         "metadata": metadata,
     }
 
@@ -82,7 +72,7 @@ def usual_way(run: phase.Run, model: dict, quantized: dict[str, Path], size: int
         )
     files.require_free_space(run.staging, size, "the 16-bit file")
     full = run.staging / f".{run.layout.name}-{model['outtype'].upper()}.gguf"
-    llama.convert(model["folder"], full, model["outtype"], model["name"], model["metadata"])
+    converter.convert(model["folder"], full, model["outtype"], model["name"], model["metadata"])
     for name, path in quantized.items():
         llama.quantize(full, path, name)
     return full.name

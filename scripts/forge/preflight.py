@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from forge import chat, llama, models, vocabulary
+from forge import chat, converter, llama, models, vocabulary
 from forge.errors import ENVIRONMENT, ForgeError, one_line
 
 ANSWER = {"role": "assistant", "content": "Good day"}
@@ -165,8 +165,8 @@ def vocabulary_of(base: Path, folder: Path) -> tuple[str | None, object]:
     It is in memory when this returns: `folder` may go. Raises ForgeError (7) when the converter lacks a library.
     """
     out = folder / "vocabulary.gguf"
-    readable = llama.for_converter(base, folder / "source")
-    problem = llama.run_converter(readable, out, "bf16", llama.shown_name(base, "vocabulary"), ["--vocab-only"])
+    readable = converter.for_converter(base, folder / "source")
+    problem = converter.run_converter(readable, out, "bf16", converter.shown_name(base, "vocabulary"), ["--vocab-only"])
     if problem and re.match(r"(ModuleNotFound|Import)Error", problem):
         raise ForgeError(f"llama.cpp's converter does not run: {problem}", llama.SETUP, ENVIRONMENT)
     if problem is None:

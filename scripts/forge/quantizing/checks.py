@@ -4,7 +4,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from forge import llama
+from forge import converter
 from forge.graph import Layout
 from forge.quantizing import process
 from forge.quantizing.process import Unsupported
@@ -19,9 +19,9 @@ def measured(layout: Layout, facts: dict, paths: list[Path]) -> dict[Path, list[
     """
     with tempfile.TemporaryDirectory(prefix="model-forge-") as folder:
         model = {
-            "folder": llama.for_converter(layout.merged, Path(folder) / "source").resolve(),
+            "folder": converter.for_converter(layout.merged, Path(folder) / "source").resolve(),
             "name": layout.name,
-            "outtype": llama.OUTTYPES[facts["dtype"]],
+            "outtype": converter.OUTTYPES[facts["dtype"]],
         }
         try:
             found = process.compare(process.weights_of(layout, facts), process.base_of(layout, facts), model, paths)
