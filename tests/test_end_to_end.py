@@ -388,6 +388,57 @@ def test_a_merged_model_that_lost_the_adapter_does_not_pass(copy, tiny_base):
     assert "mean KL divergence from base plus adapter" in done.stderr
 
 
+def sums(root: Path) -> dict[str, str]:
+    return {path.name: files.sha256_file(path) for path in (root / "models/gguf").glob("test-*.gguf")}
+
+
+def test_without_a_merged_model_the_files_are_the_same(chain, copy):
+    settings = copy / "config/test.yaml"
+    settings.write_text(settings.read_text(encoding="utf-8") + "merge: {keep: false}\n", encoding="utf-8")
+    done = make(copy, "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "== gguf" in done.stdout
+    assert sums(copy) == sums(chain)
+    assert not list((copy / "models/merged/test-merged").glob("*.safetensors"))
+    for gate in ("verify-merged", "verify-gguf"):
+        verdict = json.loads((copy / f"evaluation/test/{gate}/verdict.json").read_text(encoding="utf-8"))
+        assert verdict["verdict"] == "PASS" and "not_checked" not in verdict
+
+
+def test_both_bases_are_measured_and_the_better_one_is_kept(copy):
+    settings = copy / "config/test.yaml"
+    settings.write_text(settings.read_text(encoding="utf-8") + "merge: {base: measure}\n", encoding="utf-8")
+    done = script(copy, "merge_adapter.py")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((copy / "models/merged/test-merged/manifest.json").read_text(encoding="utf-8"))["facts"]
+    losses = facts["losses"]
+    assert losses["tokens"] > 0 and losses["base"] != losses["dequantized"]
+    assert facts["base"] == min(("base", "dequantized"), key=losses.get)
+    assert f"{facts['base']} is kept" in done.stdout
+    assert script(copy, "verify_merged.py").returncode == 0
+
+
+def test_the_usual_chain_leaves_its_16_bit_file_until_all_is_verified(chain, copy):
+    """The short way is made to refuse; what then happens is real."""
+    program = (
+        "import runpy, sys; sys.path.insert(0, 'scripts'); sys.argv[1:] = ['--config', 'config/test.yaml', '--force']\n"
+        "from forge.quantizing import process\n"
+        "def refuse(*given): raise process.Unsupported('a test')\n"
+        "process.quantize = refuse\n"
+        "runpy.run_path('scripts/convert_to_gguf.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=copy, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "converted over a 16-bit file: a test" in done.stdout
+    assert sums(copy) == sums(chain)
+    full = copy / "models/gguf/.test-BF16.gguf"
+    assert full.is_file()
+    done = script(copy, "verify_gguf.py", "--force")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok   16 bits: tensors further from the merged weights than their type allows: 0" in done.stdout
+    assert not full.exists()
+
+
 def test_a_gguf_of_another_model_does_not_pass(copy, tiny_base):
     """The base's own GGUF under the tuned one's name: whole and loadable, and not what was trained."""
     folder = copy / "models/gguf"

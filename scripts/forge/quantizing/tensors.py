@@ -8,6 +8,7 @@ changed is in the file: the projection of (file - base) on (merged - base), 1 wh
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -53,12 +54,10 @@ def compare(merged: Callable, base: Callable, paths: list[str]) -> dict[str, lis
 
     `merged`, `base`: functions of a tensor's name that give its pieces (source.pieces), called once for each.
     """
-    import gguf
-
-    files = {path: {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors} for path in paths}
+    files = {path: ggml.tensors_of(Path(path)) for path in paths}
     found: dict[str, list[dict]] = {path: [] for path in paths}
     for name in dict.fromkeys(name for tensors in files.values() for name in tensors):
-        holders = {path: Sums(tensors[name]) for path, tensors in files.items() if name in tensors}
+        holders = {path: Sums(name, *tensors[name]) for path, tensors in files.items() if name in tensors}
         for ours, before in zip(_rows(merged(name)), _rows(base(name)), strict=True):
             for sums in holders.values():
                 sums.add(ours, before)
@@ -70,17 +69,18 @@ def compare(merged: Callable, base: Callable, paths: list[str]) -> dict[str, lis
 class Sums:
     """What is summed up over one tensor of one file, some rows at a time."""
 
-    def __init__(self, tensor):
-        self.name, self.kind = tensor.name, int(tensor.tensor_type)
-        self.data = tensor.data.view(np.uint8).reshape(-1, ggml.row_bytes(self.kind, int(tensor.shape[0])))
-        self.start = 0
+    def __init__(self, name: str, kind: int, data: np.ndarray):
+        self.name, self.kind, self.data = name, kind, data
+        self.start = 0  # bytes
         self.error = self.size = self.there = self.change = 0.0
 
     def add(self, ours: np.ndarray, before: np.ndarray) -> None:
         """Rows of the merged weight and of the base's: float32 [rows, width] each."""
-        rows = ggml.to_float(self.kind, self.data[self.start : self.start + len(ours)])
+        width = ggml.row_bytes(self.kind, ours.shape[1])
+        end = self.start + len(ours) * width
+        rows = ggml.to_float(self.kind, self.data[self.start : end].reshape(-1, width))
         delta = ours - before
-        self.start += len(ours)
+        self.start = end
         self.size += _dot(ours, ours)
         self.change += _dot(delta, delta)
         self.there += _dot(rows - before, delta)
@@ -88,7 +88,7 @@ class Sums:
 
     def row(self) -> dict:
         if self.start != len(self.data):
-            raise ValueError(f"{self.name} has {len(self.data)} rows instead of {self.start}")
+            raise ValueError(f"{self.name} has {len(self.data)} bytes instead of {self.start}")
         kind = ggml.type_name(self.kind)
         error = math.sqrt(self.error / self.size) if self.size else math.sqrt(self.error)
         sums = {"there": self.there, "change": self.change}
