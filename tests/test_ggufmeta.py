@@ -29,7 +29,8 @@ def convert(made: SimpleNamespace, model: Path, folder: Path, *more: str) -> Pat
     files.write_json(folder / "metadata.json", ggufmeta.metadata(made))
     readable = converter.for_converter(model, folder / "source", ggufmeta.card(made))
     out = folder / "full.gguf"
-    converter.convert(readable, out, "bf16", "bees", ["--metadata", str(folder / "metadata.json"), *more])
+    told = ["--metadata", str(folder / "metadata.json"), *more]
+    assert converter.run_converter(readable, out, "bf16", "bees", told) is None
     return out
 
 
