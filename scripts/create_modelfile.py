@@ -139,6 +139,7 @@ def gather(run: phase.Run, header: dict, parameters: dict) -> dict:
         "license": run.settings["project"]["license"],
         "deployed": gguf["deployed"],
         "files": [{"quantization": name, **made} for name, made in gguf["files"].items()],
+        "importance_matrix": gguf.get("importance_matrix"),
         "architecture": header["general.architecture"],
         "context_length": header.get(f"{header['general.architecture']}.context_length"),
         "chat_template_sha256": run.facts("model")["chat_template_sha256"],

@@ -257,10 +257,12 @@ def test_an_unknown_quantization(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(schema.NEEDS_IMPORTANCE_MATRIX))
 def test_a_quantization_that_needs_an_importance_matrix(tmp_path, name):
-    cause, _ = refusal(tmp_path, WHOLE + f"gguf: {{quantizations: [{name}]}}\n")
-    assert cause == (
-        f"a.yaml:4: gguf.quantizations: {name} needs an importance matrix, which this version does not make"
-    )
+    cause, remedy = refusal(tmp_path, WHOLE + f"gguf: {{quantizations: [Q4_K_M, {name}]}}\n")
+    assert cause == f"a.yaml:4: gguf.quantizations: {name} needs an importance matrix"
+    assert remedy == "set gguf.importance_matrix to true, or choose a larger one"
+    path = tmp_path / "a.yaml"
+    path.write_text(WHOLE + f"gguf: {{quantizations: [{name}], importance_matrix: true}}\n", encoding="utf-8")
+    assert config.load(path).values.gguf.quantizations == [name]
 
 
 def test_a_quantization_that_stands_twice(tmp_path):

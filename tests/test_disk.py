@@ -68,6 +68,11 @@ def test_merged_weights_in_32_bits():
     assert found["merge"] == 4 * 65536
 
 
+def test_an_importance_matrix_takes_a_16_bit_file_for_a_while():
+    found = disk.items(LAYOUT, {"a.weight": (256, 256)}, "bfloat16", values(gguf={"importance_matrix": True}))
+    assert [(item.size, item.stays) for item in found if item.phase == "gguf"][0] == (2 * 65536, False)
+
+
 def test_a_merged_model_that_is_not_kept_takes_no_disk():
     found = disk.needed(LAYOUT, {"a.weight": (256, 256)}, "bfloat16", values(merge={"keep": False}), carried=7)
     assert found["merge"] == 7
@@ -77,7 +82,7 @@ def test_a_merged_model_that_is_not_kept_takes_no_disk():
 @pytest.mark.parametrize("width", [256, 250])
 def test_no_quantization_is_larger_than_the_largest(quantization, width):
     size = disk.gguf_bytes({"a.weight": (1000, width)}, quantization)
-    assert 3 * 1000 * width / 8 < size <= 1000 * width * 8.5 / 8
+    assert 2 * 1000 * width / 8 < size <= 1000 * width * 8.5 / 8
 
 
 @pytest.mark.parametrize("target", ["all-linear", ["q_proj", "mlp.down_proj"], r".*layers\.1\..*_proj"])

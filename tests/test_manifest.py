@@ -142,11 +142,16 @@ def test_a_changed_input_is_named(project):
     content["subject"][0]["sha256"] = "0"
     files.write_json(record, content)
     readers = {row.name for row in graph.PHASES if "dataset" in row.needs}
-<<<<<<< ours
-    assert readers == {"validate", "train", "verify-adapter", "merge", "verify-merged", "verify-gguf", "modelfile"}
-=======
-    assert readers == {"validate", "train", "verify-adapter", "verify-merged", "gguf", "verify-gguf", "modelfile"}
->>>>>>> theirs
+    assert readers == {
+        "validate",
+        "train",
+        "verify-adapter",
+        "merge",
+        "verify-merged",
+        "gguf",
+        "verify-gguf",
+        "modelfile",
+    }
     assert reasons(project) == dict.fromkeys(readers, "changed: dataset")
 
 

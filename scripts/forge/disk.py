@@ -19,7 +19,8 @@ from forge.schema import TrainingConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Bits a weight: llama.cpp's tools/quantize/README.md for Llama-3.1-8B, and ggml's blocks for the older types.
+# Bits a weight: llama.cpp's tools/quantize/README.md for Llama-3.1-8B, and ggml's blocks for the older types. An
+# importance matrix changes them by less than what is added for embeddings.
 BITS = {
     "F32": 32,
     "F16": 16,
@@ -41,8 +42,18 @@ BITS = {
     "IQ3_M": 3.76,
     "IQ3_S": 3.66,
     "Q3_K_S": 3.64,
+    "IQ3_XS": 3.5,
+    "IQ3_XXS": 3.26,
     "Q2_K": 3.16,
+    "Q2_K_S": 2.97,
+    "IQ2_M": 2.93,
+    "IQ2_S": 2.75,
+    "IQ2_XS": 2.59,
+    "IQ2_XXS": 2.39,
+    "IQ1_M": 2.15,
+    "IQ1_S": 2.01,
 }
+SIXTEEN = "16-bit"  # the file that an importance matrix is measured on; it goes when all is verified
 HIGHEST = max(bits for name, bits in BITS.items() if name not in converter.WHOLE)
 OUTPUT_BITS = BITS["Q6_K"]  # at least: so a small model, most of it embedding, has more bits than a large one
 # K-quants need rows that 256 divides. For others llama.cpp takes the next larger type: Q5_0 for Q4_K, Q8_0 for Q6_K.
@@ -82,6 +93,7 @@ def items(layout: Layout, shapes: Shapes, dtype: str, values: TrainingConfig, ca
         Item("train", layout.checkpoints, checkpoints, False, False),
         Item("train", layout.adapter, adapter * ADAPTER_BYTES, True, False),  # the old one goes to the archive
         Item("merge", layout.merged, whole if values.merge.keep else carried, True, True),
+        *([Item("gguf", layout.gguf(SIXTEEN), whole, False, True)] if values.gguf.importance_matrix else []),
         *wanted,
     ]
 

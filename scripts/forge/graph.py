@@ -143,7 +143,14 @@ PHASES = (
         "gguf",
         "convert_to_gguf.py",
         ("model", "dataset", "train", "merge", "verify-merged"),
-        ("gguf.quantizations", "project.name", "project.version", "project.description", "project.license"),
+        (
+            "gguf.quantizations",
+            "gguf.importance_matrix",
+            "project.name",
+            "project.version",
+            "project.description",
+            "project.license",
+        ),
         "convert to GGUF and quantize",
     ),
     Phase(

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError
@@ -65,19 +65,40 @@ def file_type(quantization: str) -> int:
     raise ForgeError(f"this llama.cpp has no {quantization}", "choose another of gguf.quantizations")
 
 
-def quantize(full: Path, out: Path, quantization: str) -> None:
-    """Quantize a 16- or 32-bit GGUF in this process. Raises ForgeError (6) when llama.cpp refuses."""
+def quantize(full: Path, out: Path, quantization: str, matrix: Mapping[str, object] | None = None) -> None:
+    """Quantize a 16- or 32-bit GGUF in this process, with an importance matrix (of importance.entries) or without.
+
+    Raises ForgeError (6) when llama.cpp refuses.
+    """
     llama_cpp = library()
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = file_type(quantization)
     parameters.nthread = os.cpu_count() or 1
+    kept = _weigh(parameters, matrix) if matrix else ()
     code = llama_cpp.llama_model_quantize(str(full).encode("utf-8"), str(out).encode("utf-8"), ctypes.byref(parameters))
+    del kept
     if code != 0:
         raise ForgeError(
             f"llama.cpp could not quantize {full} to {quantization} (code {code})",
             "check the free disk space, or choose another of gguf.quantizations",
             INTEGRITY,
         )
+
+
+def _weigh(parameters, matrix: Mapping[str, object]) -> tuple:
+    """Hand a matrix to the quantizer, which also writes that it had one. What is returned must live that long."""
+    llama_cpp = library()
+    listed = (llama_cpp.llama_model_imatrix_data * (len(matrix) + 1))()  # the last one, empty, ends the list
+    for item, (name, values) in zip(listed, matrix.items(), strict=False):
+        item.name, item.size = name.encode("utf-8"), values.size
+        item.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    told = (llama_cpp.llama_model_kv_override * 3)()  # keys of llama.cpp's own llama-quantize
+    told[0].tag, told[0].key = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR, b"quantize.imatrix.dataset"
+    told[0].value.val_str = b"training rows"
+    told[1].tag, told[1].key = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, b"quantize.imatrix.entries_count"
+    told[1].value.val_i64 = len(matrix)
+    parameters.imatrix, parameters.kv_overrides = listed, told
+    return listed, told, matrix
 
 
 def load(path: Path, context: int, vocab_only: bool = False):

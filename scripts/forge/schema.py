@@ -44,7 +44,18 @@ QUANTIZATIONS = [
     "TQ1_0",
     "TQ2_0",
 ]
-NEEDS_IMPORTANCE_MATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K_S", "IQ3_XXS"}
+# What llama.cpp refuses to make without one (tests/test_importance.py tries each).
+NEEDS_IMPORTANCE_MATRIX = {
+    "IQ1_S",
+    "IQ1_M",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
+    "IQ2_M",
+    "IQ3_XXS",
+    "IQ3_XS",
+    "Q2_K_S",
+}
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -355,6 +366,11 @@ class Gguf(Section):
     quantizations: list[str] = Field(
         ["Q4_K_M"], min_length=1, description="llama.cpp's names; the first one is deployed"
     )
+    importance_matrix: bool = Field(
+        False,
+        description="measures on the training rows which weights matter most, and keeps those more exactly; "
+        "the smallest quantizations need it",
+    )
     fidelity: Fidelity = Fidelity()
 
     @field_validator("quantizations")
@@ -363,8 +379,6 @@ class Gguf(Section):
         for name in value:
             if name not in QUANTIZATIONS:
                 raise ValueError(f"llama.cpp knows no {name!r}; it knows {', '.join(QUANTIZATIONS)}")
-            if name in NEEDS_IMPORTANCE_MATRIX:
-                raise ValueError(f"{name} needs an importance matrix, which this version does not make")
         if len(set(value)) != len(value):
             raise ValueError("one quantization stands twice")
         return value
@@ -426,6 +440,15 @@ def contradictions(config: TrainingConfig) -> list[tuple[str, str, str]]:
                 "remove it, or name a Hub id as the base",
             )
         )
+    needing = [name for name in config.gguf.quantizations if name in NEEDS_IMPORTANCE_MATRIX]
+    if needing and not config.gguf.importance_matrix:
+        found.append(
+            (
+                "gguf.quantizations",
+                f"{needing[0]} needs an importance matrix",
+                "set gguf.importance_matrix to true, or choose a larger one",
+            )
+        )
     if config.evaluation.max_new_tokens > config.training.max_length:
         found.append(
             (
@@ -441,6 +464,14 @@ def contradictions(config: TrainingConfig) -> list[tuple[str, str, str]]:
                 "merge.keep",
                 f"{whole[0]} is made from the merged model, which is not kept",
                 f"set merge.keep to true, or take {whole[0]} off gguf.quantizations",
+            )
+        )
+    if config.gguf.importance_matrix and not config.merge.keep:
+        found.append(
+            (
+                "merge.keep",
+                "an importance matrix is measured on the merged model, which is not kept",
+                "set merge.keep to true or gguf.importance_matrix to false",
             )
         )
     training = config.training
