@@ -47,7 +47,7 @@ def merged(side: str, folder: Path, base: Path, adapter: Path, name: str) -> lis
     out = folder / side
     models_of.free(out)
     os.sync()  # what the other side wrote is on the disk before this one begins
-    command = [sys.executable, str(HERE / f"{side}_convert.py"), "merge", str(base), str(adapter), str(out)]
+    command = [sys.executable, str(HERE / f"{side}_merge.py"), "merge", str(base), str(adapter), str(out)]
     return harness.measure(command, folder, name)
 
 

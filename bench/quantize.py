@@ -53,7 +53,7 @@ def made(side: str, folder: Path, base: Path, adapter: Path) -> list[harness.Fig
 
     models_of.free(folder / side)
     os.sync()  # what the other side wrote is on the disk before this one begins
-    command = [sys.executable, str(HERE / f"{side}_convert.py"), "gguf", str(base), str(adapter)]
+    command = [sys.executable, str(HERE / f"{side}_merge.py"), "gguf", str(base), str(adapter)]
     command += [str(folder / side / "out.gguf"), "bench"]
     if side == "reference":
         command.append(str(llama.source().resolve() / "convert_hf_to_gguf.py"))

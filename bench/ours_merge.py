@@ -1,8 +1,8 @@
 """What the phases merge and gguf do with the weights, without their checks and records: ours of bench/merge.py and
-bench/gguf.py.
+bench/quantize.py.
 
-  ours_convert.py merge BASE ADAPTER OUT-FOLDER
-  ours_convert.py gguf BASE ADAPTER OUT-FILE NAME
+  ours_merge.py merge BASE ADAPTER OUT-FOLDER
+  ours_merge.py gguf BASE ADAPTER OUT-FILE NAME
 """
 
 import json

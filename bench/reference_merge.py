@@ -1,8 +1,8 @@
 """Merging and converting in the usual form: peft's merge_and_unload, save_pretrained, llama.cpp's converter, and its
-quantizer. The reference of bench/merge.py and bench/gguf.py.
+quantizer. The reference of bench/merge.py and bench/quantize.py.
 
-  reference_convert.py merge BASE ADAPTER OUT-FOLDER
-  reference_convert.py gguf BASE ADAPTER OUT-FILE NAME CONVERTER
+  reference_merge.py merge BASE ADAPTER OUT-FOLDER
+  reference_merge.py gguf BASE ADAPTER OUT-FILE NAME CONVERTER
 """
 
 import ctypes
