@@ -23,11 +23,12 @@ STEPS = ("merge", "convert", "quantize")
 def main() -> None:
     parser = harness.parser(__doc__, repeat=1)
     parser.add_argument("--shapes", nargs="+", choices=("0.5B", "1.5B", "7B"), default=["0.5B", "1.5B", "7B"])
+    parser.add_argument("--models", type=Path, help="folder to make the models in, and to leave them for other runs")
     arguments = parser.parse_args()
-    phase.guard(lambda: compare(arguments.shapes, arguments.repeat), arguments.debug)
+    phase.guard(lambda: compare(arguments.shapes, arguments.repeat, arguments.models), arguments.debug)
 
 
-def compare(shapes: list[str], repeat: int) -> None:
+def compare(shapes: list[str], repeat: int, kept: Path | None) -> None:
     import shapes as models_of
 
     models_of.prepare()
@@ -35,7 +36,7 @@ def compare(shapes: list[str], repeat: int) -> None:
     for shape in shapes:
         with tempfile.TemporaryDirectory(prefix="model-forge-bench-") as name:
             folder = Path(name)
-            base, adapter = models_of.make(folder, shape)
+            base, adapter = models_of.make(kept or folder, shape)
             sides = [functools.partial(made, side, folder, base, adapter) for side in ("ours", "reference")]
             ours, reference = harness.alternate(sides, repeat)
             if not filecmp.cmp(folder / "ours/out.gguf", folder / "reference/out.gguf", shallow=False):

@@ -25,8 +25,11 @@ RANK = 16
 
 
 def make(folder: Path, shape: str) -> tuple[Path, Path]:
-    """Folders of a base and of an adapter for it."""
-    base, adapter = folder / "base", folder / "adapter"
+    """Folders of a base and of an adapter for it: made in `folder`, unless they are there already."""
+    base, adapter = (folder / f"{shape}-{name}" for name in ("base", "adapter"))
+    if adapter.is_dir():
+        return base, adapter
+    shutil.rmtree(base, ignore_errors=True)
     base.mkdir(parents=True)
     write_settings(base, SHAPES[shape])
     write_tokenizer(base)

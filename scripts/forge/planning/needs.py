@@ -19,7 +19,7 @@ QUANTIZING = 14  # bytes a weight of the largest layer, while bitsandbytes packs
 CUDA = 2.5e9  # bytes of RAM beside a card: CUDA's libraries and the driver's own; from what others report
 CARD = 1.05  # times the tensors on a card: PyTorch's allocator rounds up and keeps blocks
 GROWN = 2.5  # times the keys and values of an answer: they are copied for each token
-PIECES = 0.5e9  # bytes of weights that are read, quantized and wait to be written: 64 MB each
+PIECES = 0.3e9  # bytes of weights that are read, quantized and wait to be written: 32 MB each
 SCORES = 0.5e9  # bytes at most of what compare.heldout_rows scores
 
 # Bytes of state a trained weight, by transformers' names of optimizers; 8 for those that are not listed.

@@ -26,7 +26,7 @@ from forge.weights.merging import Weights
 from forge.weights.sharding import Writer
 
 CHUNK = 1 << 19  # weights that a thread quantizes at once
-AHEAD = 2  # pieces that are read and merged before their turn; each 64 MB at most
+AHEAD = 2  # pieces that are read and merged before their turn; each 32 MB at most
 # "[  3/ 290] blk.0.attn_q.weight - [ 896, 896, 1, 1], type = bf16, size = 1.531 MiB -> 0.43 MiB (q4_K)"
 LINE = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\S+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\S+)\))?")
 

@@ -16,7 +16,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 HEADER_LIMIT = 100_000_000  # bytes, safetensors' own
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # those that weights are merged in
-AT_ONCE = 1 << 26  # bytes of one piece: 64 MB
+AT_ONCE = 1 << 25  # bytes of one piece: 32 MB
 
 
 class Entry(NamedTuple):

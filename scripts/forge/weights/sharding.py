@@ -18,7 +18,7 @@ from forge.weights.merging import Weights
 NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 UNITS = {"MB": 10**6, "GB": 10**9}
-WAITING = 4  # pieces, 64 MB each at most, between the one who reads and the one who writes
+WAITING = 2  # pieces, 32 MB each at most, between the one who reads and the one who writes
 
 
 def write(weights: Weights, folder: Path, most: str) -> dict[str, str]:
