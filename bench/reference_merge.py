@@ -33,12 +33,13 @@ def merge(base, adapter, out):
 
 
 def gguf(base, adapter, out, name, converter):
-    merged, full = out.with_name("merged"), out.with_name("full.gguf")
+    merged, full = out.with_name(Path(base).name), out.with_name("full.gguf")  # llama.cpp reads folders' names
     print("benchmark part merge", flush=True)
     subprocess.run([sys.executable, __file__, "merge", base, adapter, str(merged)], check=True)
     print("benchmark part convert", flush=True)
-    # the base's own config, so that the two files can be compared byte for byte
+    # the base's own settings, so that the two files can be compared byte for byte
     (merged / "config.json").write_bytes((Path(base) / "config.json").read_bytes())
+    (merged / "generation_config.json").unlink(missing_ok=True)
     command = [sys.executable, converter, str(merged), "--outfile", str(full), "--outtype", "bf16"]
     subprocess.run([*command, "--model-name", name], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     print("benchmark part quantize", flush=True)

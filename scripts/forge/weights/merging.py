@@ -65,6 +65,7 @@ class Merged(Weights):
             raise Unmergeable("the adapter has biases of its own")
         self.layers = layers_of(adapted)
         self.refuse_other_names()
+        models.give_memory_back()  # the adapter's file was in memory beside the adapter
 
     def refuse_other_names(self) -> None:
         """The base's files must hold each changed weight under the name and in the shape that the model has it."""

@@ -72,6 +72,7 @@ def write_shard(weights: Weights, path: Path, names: list[str]) -> str:
         for name in names:
             for piece in pieces(weights, name):
                 out.put(piece)
+                del piece  # a view: it would hold this weight in memory while the next one is merged
     return out.digest.hexdigest()
 
 
@@ -123,6 +124,7 @@ class Writer:
                     self.digest.update(view)
                     while view:
                         view = view[handle.write(view) :]
+                    del view, data
         except BaseException as error:
             self.error = error
             while self.waiting.get() is not None:  # so that nobody waits for a place
