@@ -146,6 +146,10 @@ def ask(run: phase.Run) -> bool:
         folder = run.layout.adapter
     if not (folder / "manifest.json").is_file():
         raise ForgeError(f"{folder} is not there yet", "run make train (adapter) or make merge (merged)")
+    if arguments.model_type == "merged" and not list(folder.glob("*.safetensors")):
+        raise ForgeError(
+            "the merged model was not kept (merge.keep)", "leave --model-type out: the adapter says the same"
+        )
     if arguments.model_type == "merged":
         model = models.causal_lm(folder, dtype)
     else:

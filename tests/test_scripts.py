@@ -258,6 +258,16 @@ def test_asking_an_adapter_that_is_not_there(checkout, write_config, run_script)
     )
 
 
+def test_asking_a_merged_model_that_was_not_kept(checkout, write_config, run_script):
+    write_config(checkout, base="org/tiny")
+    merged = Path("models/merged/test-merged")
+    merged.mkdir(parents=True)
+    (merged / "manifest.json").write_text("{}", encoding="utf-8")
+    done = run_script("verify_adapter.py", "--config", "config/test.yaml", "--input", "Who?", "--model-type", "merged")
+    assert done.returncode == 2
+    assert done.stderr.startswith("FAIL the merged model was not kept (merge.keep)\n  do leave --model-type out")
+
+
 # -- a wrong base ----------------------------------------------------------------------------------------------
 
 
