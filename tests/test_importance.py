@@ -11,17 +11,17 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from forge import files, importance, llama, schema
+from forge import converter, files, importance, llama, schema
 from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-QUANTIZED = [name for name in schema.QUANTIZATIONS if name not in llama.WHOLE]
+QUANTIZED = [name for name in schema.QUANTIZATIONS if name not in converter.WHOLE]
 
 
 @pytest.fixture(scope="module")
 def full(tiny_base, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("full") / "full.gguf"
-    llama.convert(tiny_base, out, "bf16", "tiny")
+    converter.convert(tiny_base, out, "bf16", "tiny")
     return out
 
 
