@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import harness
+import shapes
 from forge import phase
 from forge.errors import ForgeError
 
@@ -18,22 +19,17 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    parser = harness.parser(__doc__, repeat=1)
-    parser.add_argument("--shapes", nargs="+", choices=("0.5B", "1.5B", "7B"), default=["0.5B", "1.5B", "7B"])
-    parser.add_argument("--models", type=Path, help="folder to make the models in, and to leave them for other runs")
-    arguments = parser.parse_args()
+    arguments = shapes.arguments(__doc__)
     phase.guard(lambda: compare(arguments.shapes, arguments.repeat, arguments.models), arguments.debug)
 
 
-def compare(shapes: list[str], repeat: int, kept: Path | None) -> None:
-    import shapes as models_of
-
-    models_of.prepare()
+def compare(names: list[str], repeat: int, kept: Path | None) -> None:
+    shapes.prepare()
     rows = []
-    for shape in shapes:
+    for shape in names:
         with tempfile.TemporaryDirectory(prefix="model-forge-bench-") as name:
             folder = Path(name)
-            base, adapter = models_of.make(kept or folder, shape)
+            base, adapter = shapes.make(kept or folder, shape)
             sides = [functools.partial(merged, side, folder, base, adapter, shape) for side in ("ours", "reference")]
             rounds = harness.alternate(sides, repeat)
             require_equal(folder / "ours", folder / "reference")
@@ -43,10 +39,8 @@ def compare(shapes: list[str], repeat: int, kept: Path | None) -> None:
 
 
 def merged(side: str, folder: Path, base: Path, adapter: Path, name: str) -> list[harness.Figures]:
-    import shapes as models_of
-
     out = folder / side
-    models_of.free(out)
+    shapes.free(out)
     os.sync()  # what the other side wrote is on the disk before this one begins
     command = [sys.executable, str(HERE / f"{side}_merge.py"), "merge", str(base), str(adapter), str(out)]
     return harness.measure(command, folder, name)

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import harness
+import shapes
 from forge import llama, phase
 from forge.errors import ForgeError
 
@@ -21,22 +22,17 @@ STEPS = ("merge", "convert", "quantize")
 
 
 def main() -> None:
-    parser = harness.parser(__doc__, repeat=1)
-    parser.add_argument("--shapes", nargs="+", choices=("0.5B", "1.5B", "7B"), default=["0.5B", "1.5B", "7B"])
-    parser.add_argument("--models", type=Path, help="folder to make the models in, and to leave them for other runs")
-    arguments = parser.parse_args()
+    arguments = shapes.arguments(__doc__)
     phase.guard(lambda: compare(arguments.shapes, arguments.repeat, arguments.models), arguments.debug)
 
 
-def compare(shapes: list[str], repeat: int, kept: Path | None) -> None:
-    import shapes as models_of
-
-    models_of.prepare()
+def compare(names: list[str], repeat: int, kept: Path | None) -> None:
+    shapes.prepare()
     rows = []
-    for shape in shapes:
+    for shape in names:
         with tempfile.TemporaryDirectory(prefix="model-forge-bench-") as name:
             folder = Path(name)
-            base, adapter = models_of.make(kept or folder, shape)
+            base, adapter = shapes.make(kept or folder, shape)
             sides = [functools.partial(made, side, folder, base, adapter) for side in ("ours", "reference")]
             ours, reference = harness.alternate(sides, repeat)
             if not filecmp.cmp(folder / "ours/out.gguf", folder / "reference/out.gguf", shallow=False):
@@ -50,9 +46,7 @@ def compare(shapes: list[str], repeat: int, kept: Path | None) -> None:
 
 
 def made(side: str, folder: Path, base: Path, adapter: Path) -> list[harness.Figures]:
-    import shapes as models_of
-
-    models_of.free(folder / side)
+    shapes.free(folder / side)
     os.sync()  # what the other side wrote is on the disk before this one begins
     command = [sys.executable, str(HERE / f"{side}_merge.py"), "gguf", str(base), str(adapter)]
     command += [str(folder / side / "out.gguf"), "bench"]

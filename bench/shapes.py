@@ -10,6 +10,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import harness
 from forge import llama, models
 from forge.weights import merging
 
@@ -126,6 +127,13 @@ def write_adapter(base: Path, folder: Path) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.01)
     model.save_pretrained(folder)
+
+
+def arguments(doc: str):
+    parser = harness.parser(doc, repeat=1)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--models", type=Path, help="folder to make the models in, and to leave them for other runs")
+    return parser.parse_args()
 
 
 def free(folder: Path) -> None:

@@ -41,14 +41,13 @@ def card(run) -> str:
 
 
 def base(run) -> dict[str, str]:
-    """The base model: name, version, and where it can be had. A folder's files are known by their digest alone."""
+    """The base model: name, version, and where it can be had. A folder's files are known by their digest alone, those
+    of a package by its name and version as pip takes them."""
     facts = run.facts("model")
     name = facts["base_model_name"]
     if name.startswith("pypi:"):
         package, _, member = name.removeprefix("pypi:").partition("/")
-        project, _, version = package.partition("==")
-        place = f"https://pypi.org/project/{project}/{version}/"
-        return {"name": Path(member).stem, "version": version, "repo_url": place}
+        return {"name": Path(member).stem, "version": package}
     if public_name(name) != name:
         return {"name": public_name(name), "version": digest(run, "model")}
     organization, _, model = name.partition("/")

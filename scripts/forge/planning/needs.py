@@ -1,6 +1,7 @@
 """What each phase needs: memory and graphics memory at its peak, from shapes and settings.
 
-Constants are measured, on the CPU of two cores that docs/plan.md describes; none is measured on a GPU.
+Constants of training are measured, on the CPU of two cores that docs/plan.md describes; none is measured on a GPU, and
+of the phases after it those of merge and gguf are fitted to 0.5B, 1.5B and 7B (docs/phases.md), the others are not.
 """
 
 from dataclasses import dataclass
@@ -106,11 +107,12 @@ def scores(tokens: int, vocabulary: int) -> float:
 
 
 def merge(weights: Weights, adapter: int, tokenizer: int, dtype: str, base: str, tokens: int, vocabulary: int) -> Need:
-    """One weight at a time: the largest that an adapter changes, in 32 bits twice beside its 16. `base`: merge.base.
+    """One weight at a time: the largest that an adapter changes, its change in 32 bits twice, the one before it that is
+    being written, and malloc's holes. `base`: merge.base.
 
     An adapter that peft alone can merge takes the whole model; scripts/merge_adapter.py then asks for that.
     """
-    parts = {"libraries": LIGHT, "pieces": PIECES, "largest layer": weights.layer * 10, "adapter": adapter * 4}
+    parts = {"libraries": LIBRARIES, "pieces": PIECES, "largest layer": weights.layer * 18, "adapter": adapter * 12}
     if base == "measure":
         parts |= streamed(weights, tokenizer, dtype, tokens, vocabulary)
     return sum_up(parts)
@@ -134,7 +136,7 @@ def streamed(weights: Weights, tokenizer: int, dtype: str, tokens: int, vocabula
 
 def gguf(weights: Weights, adapter: int, tokenizer: int) -> Need:
     """Straight from the weights: pieces of them, the largest merged layer, and the vocabulary."""
-    parts = {"libraries": LIGHT, "pieces": PIECES, "largest layer": weights.layer * 10, "adapter": adapter * 4}
+    parts = {"libraries": LIBRARIES, "pieces": PIECES, "largest layer": weights.layer * 18, "adapter": adapter * 12}
     return sum_up(parts | {"vocabulary": 2 * TOKENIZER * tokenizer})
 
 

@@ -7,7 +7,7 @@ from forge.planning.machine import Rates
 # Shares of the rate of large matrix products, measured with the starter on two cores: 312 tokens/s of training,
 # 1,302 of forward passes, 464 of answers, 24 at once. Larger models do better; none was measured.
 TRAINING, SCORING, ANSWERING = 0.2, 0.4, 0.14
-MERGED = 450e6  # bytes a second: a model of 15.2 GB took 34 s
+MERGED = 190e6  # bytes a second: a model of 15.2 GB took 72 to 93 s on a machine that was slow that day
 QUANTIZED = 41e6  # bytes a second of 16-bit weights on one core: 186 s on two
 LOADED = 6.0  # seconds in which the libraries are imported
 

@@ -9,12 +9,9 @@ from pathlib import Path
 from forge import llama
 from forge.errors import ENVIRONMENT, ForgeError, one_line
 from forge.graph import Layout
+from forge.quantizing.source import Unsupported
 
 SCRIPTS = Path(__file__).resolve().parents[2]
-
-
-class Unsupported(Exception):
-    """The short way does not cover this model; the text says why."""
 
 
 def weights_of(layout: Layout, facts: dict) -> dict:

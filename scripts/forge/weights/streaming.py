@@ -1,4 +1,4 @@
-"""Running a model whose weights come one module at a time and go again: 7B in less than 4 GB, on the CPU.
+"""Running a model on the CPU whose weights come one module at a time and go again: it need not fit into memory.
 
 accelerate's hooks put a module's weights in place when it is called and take them away after. All rows go through a
 layer together, padded on the right, so every weight is read once for about TOKENS_AT_ONCE tokens.
