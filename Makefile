@@ -16,6 +16,10 @@ ifdef PROMPT                     # text of a person: taken as it is, neither mak
 override PROMPT := $(value PROMPT)
 export PROMPT
 endif
+ifdef OVERRIDE_REASON
+override OVERRIDE_REASON := $(value OVERRIDE_REASON)
+export OVERRIDE_REASON
+endif
 
 # ---- the config, read before anything else ------------------------------------------------------------
 # An included makefile is remade even under `make -n`, so -n sees today's config and documents.
@@ -53,21 +57,24 @@ $(TRAIN): $(MODEL) $(DATASET) $(VALIDATE) $(BUILD)/train.json | $(READY)
 	@$(RUN)fine_tune.py --config "$(CONFIG)" $(FORCE_train)
 $(VERIFY_ADAPTER): $(MODEL) $(DATASET) $(TRAIN) $(BUILD)/verify-adapter.json | $(READY)
 	@$(RUN)verify_adapter.py --config "$(CONFIG)" $(FORCE_verify-adapter)
-$(MERGE): $(MODEL) $(TRAIN) $(VERIFY_ADAPTER) $(BUILD)/merge.json | $(READY)
+$(EVALUATE): $(MODEL) $(DATASET) $(TRAIN) $(VERIFY_ADAPTER) $(BUILD)/evaluate.json $(BUILD)/evaluate.sources.json \
+             | $(READY)
+	@$(RUN)evaluate_model.py --config "$(CONFIG)" $(FORCE_evaluate)
+$(MERGE): $(MODEL) $(TRAIN) $(VERIFY_ADAPTER) $(EVALUATE) $(BUILD)/merge.json | $(READY)
 	@$(RUN)merge_adapter.py --config "$(CONFIG)" $(FORCE_merge)
 $(VERIFY_MERGED): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(BUILD)/verify-merged.json | $(READY)
 	@$(RUN)verify_merged.py --config "$(CONFIG)" $(FORCE_verify-merged)
-$(GGUF): $(MODEL) $(MERGE) $(VERIFY_MERGED) $(BUILD)/gguf.json | $(READY)
+$(GGUF): $(MODEL) $(EVALUATE) $(MERGE) $(VERIFY_MERGED) $(BUILD)/gguf.json | $(READY)
 	@$(RUN)convert_to_gguf.py --config "$(CONFIG)" $(FORCE_gguf)
-$(VERIFY_GGUF): $(MODEL) $(DATASET) $(MERGE) $(GGUF) $(BUILD)/verify-gguf.json | $(READY)
+$(VERIFY_GGUF): $(MODEL) $(DATASET) $(EVALUATE) $(MERGE) $(GGUF) $(BUILD)/verify-gguf.json | $(READY)
 	@$(RUN)verify_gguf.py --config "$(CONFIG)" $(FORCE_verify-gguf)
-$(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(VERIFY_MERGED) $(GGUF) $(VERIFY_GGUF) \
-              $(BUILD)/modelfile.json $(BUILD)/modelfile.sources.json | $(READY)
+$(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(EVALUATE) $(VERIFY_MERGED) $(GGUF) \
+              $(VERIFY_GGUF) $(BUILD)/modelfile.json $(BUILD)/modelfile.sources.json | $(READY)
 	@$(RUN)create_modelfile.py --config "$(CONFIG)" $(FORCE_modelfile)
 .SECONDARY: $(MERGE)             # 15 GB that a user may delete without a rerun
 
-.PHONY: all setup env model dataset validate train verify-adapter merge verify-merged gguf verify-gguf modelfile
-.PHONY: status ask runs redo init test lint bench bench-startup bench-all bench-learning bench-data bench-train \
+.PHONY: all setup env model dataset validate train verify-adapter evaluate merge verify-merged gguf verify-gguf
+.PHONY: modelfile status ask runs redo init test lint bench bench-startup bench-all bench-learning bench-data bench-train \
         bench-train-growth bench-plan plan clean clean-models help FORCE
 
 #: Everyday
@@ -99,6 +106,7 @@ dataset: $(DATASET)              ## documents to training rows
 validate: $(VALIDATE)            ## gate: check the rows
 train: $(TRAIN)                  ## fine-tune an adapter (QLoRA)
 verify-adapter: $(VERIFY_ADAPTER)  ## gate: check the adapter
+evaluate: $(EVALUATE)            ## gate: safety, coherence, knowledge, beside the base
 merge: $(MERGE)                  ## merge the adapter into the base
 verify-merged: $(VERIFY_MERGED)  ## gate: merged equals base plus adapter
 gguf: $(GGUF)                    ## convert to GGUF and quantize

@@ -124,7 +124,13 @@ def test_every_phase_leaves_its_files_and_nothing_else(chain):
     ]
     assert names(chain / "models") == ["base", "checkpoints", "gguf", "merged", "test-adapter"]
     assert names(chain / "models/checkpoints") == []
-    assert names(chain / "evaluation/test") == ["validate", "verify-adapter", "verify-gguf", "verify-merged"]
+    assert names(chain / "evaluation/test") == [
+        "evaluate",
+        "validate",
+        "verify-adapter",
+        "verify-gguf",
+        "verify-merged",
+    ]
 
 
 def test_the_model_manifest_tells_the_lineage_and_no_path(chain):

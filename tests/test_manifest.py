@@ -103,6 +103,7 @@ def test_what_was_never_done(project):
     assert reasons(project) == {
         "train": "it was not done yet",
         "verify-adapter": "changed: train",
+        "evaluate": "changed: train",
         "merge": "changed: train",
         "verify-merged": "changed: train",
         "modelfile": "changed: train",
@@ -140,7 +141,7 @@ def test_a_changed_input_is_named(project):
     content["subject"][0]["sha256"] = "0"
     files.write_json(record, content)
     readers = {row.name for row in graph.PHASES if "dataset" in row.needs}
-    assert readers == {"validate", "train", "verify-adapter", "verify-merged", "verify-gguf", "modelfile"}
+    assert readers == {"validate", "train", "verify-adapter", "evaluate", "verify-merged", "verify-gguf", "modelfile"}
     assert reasons(project) == dict.fromkeys(readers, "changed: dataset")
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from forge import VERSION, archive, config, files, graph, manifest, sources
 from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTEGRITY, INTERRUPTED, LOCKED, OK, ForgeError, one_line
 
+OVERRIDE = "OVERRIDE_REASON"  # variable of the environment: why a verdict that is no PASS is overridden
 PACKAGES = [
     "torch",
     "transformers",
@@ -119,7 +120,8 @@ class Run:
                     f"{self.phase.name} needs {record}, which is not there",
                     f"run make {name} CONFIG={self.config.path}",
                 )
-            changed = manifest.changed_inputs(needed, self.layout, content) if needed.gate else []
+            outside = sources.outside(name, self.config) if needed.gate else None
+            changed = manifest.changed_inputs(needed, self.layout, content, outside) if needed.gate else []
             if changed:
                 raise ForgeError(
                     f"{name} passed for another {' and '.join(changed)} than is there now",
@@ -212,7 +214,8 @@ class Run:
     def gate(self, work: Callable[["Run"], dict]) -> None:
         """A gate's facts hold `checks`, each with name, value, limit, n and passed; all must pass.
 
-        `remedy` is for those that did not; a check may have its own.
+        `remedy` is for those that did not; a check may have its own. A gate may give a `verdict` of its own, with a
+        `cause` in one line when it is no PASS: such a verdict a written reason can override (OVERRIDE_REASON).
         """
         folder = self.record.parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,17 +228,26 @@ class Run:
             "bound_to": self.input_digests(),
             **facts,
         }
+        passed = not failed and verdict["verdict"] == "PASS"
+        reason = os.environ.get(OVERRIDE, "").strip() if "verdict" in facts and not passed else ""
+        if reason:
+            verdict["override"] = one_line(reason)
         files.write_json(folder / "verdict.json", verdict)
         for check in facts["checks"]:
             self.say(f"  {'ok  ' if check['passed'] is True else 'FAIL'} {describe_check(check)}")
-        if failed:
-            raise ForgeError(
-                f"{self.phase.name} did not pass: {describe_check(failed[0])}",
-                failed[0].get("remedy") or facts["remedy"],
-                GATE_NOT_PASSED,
-            )
+        if not passed and not reason:
+            raise self.not_passed(facts, failed)
+        if reason:
+            self.say(f"{self.phase.name}: {verdict['verdict']}, overridden: {verdict['override']}")
         names = sorted(path.name for path in folder.iterdir() if path.name in ("verdict.json", "items.jsonl"))
-        self.write_record({}, folder, names, verdict="PASS")
+        self.write_record({}, folder, names, verdict=verdict["verdict"], **({"override": reason} if reason else {}))
+
+    def not_passed(self, facts: dict, failed: list[dict]) -> ForgeError:
+        first = failed[0] if failed else {}
+        cause = facts.get("cause") or describe_check(first)
+        return ForgeError(
+            f"{self.phase.name} did not pass: {cause}", first.get("remedy") or facts["remedy"], GATE_NOT_PASSED
+        )
 
 
 def describe_check(check: dict) -> str:
