@@ -26,7 +26,7 @@ endif
 # MAKE_RESTARTS: once a run, or a file dated in the future makes make loop.
 CONFIG_MK := build/$(subst /,-,$(basename $(CONFIG))).mk
 NEED_NO_CONFIG := help setup env test lint bench bench-startup bench-all bench-learning bench-data bench-train \
-  bench-train-growth bench-plan plan clean clean-models init
+  bench-train-growth bench-plan bench-evaluation plan clean clean-models init
 ifneq ($(filter-out $(NEED_NO_CONFIG),$(or $(MAKECMDGOALS),help)),)
 include $(CONFIG_MK)
 endif
@@ -74,8 +74,8 @@ $(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(EVALU
 .SECONDARY: $(MERGE)             # 15 GB that a user may delete without a rerun
 
 .PHONY: all setup env model dataset validate train verify-adapter evaluate merge verify-merged gguf verify-gguf
-.PHONY: modelfile status ask runs redo init test lint bench bench-startup bench-all bench-learning bench-data bench-train \
-        bench-train-growth bench-plan plan clean clean-models help FORCE
+.PHONY: modelfile audit verify-audit feedback regression status ask runs redo init test lint bench bench-startup \
+        bench-all bench-learning bench-data bench-train bench-train-growth bench-plan bench-evaluation plan clean clean-models help FORCE
 
 #: Everyday
 all: modelfile                   ## everything, up to a loadable, verified model
@@ -117,13 +117,23 @@ modelfile: $(MODELFILE)          ## write the Modelfile and gguf_model_manifest.
 # The copies at the top are this CONFIG's, rewritten only when they differ.
 publish = cmp -s $(1) $(2) || { cp $(1) $(2).partial && mv $(2).partial $(2) && echo "wrote $(2)"; }
 
+#: After all, on purpose
+audit:                           ## which base, data, code and evaluation made this GGUF
+	@$(PYTHON) scripts/audit_trail.py --config "$(CONFIG)"
+verify-audit:                    ## check the audit trail, and every file that it names
+	@$(PYTHON) scripts/audit_trail.py --config "$(CONFIG)" --verify
+feedback:                        ## write what failed where scenario-forge looks for it
+	@$(PYTHON) scripts/export_feedback.py --config "$(CONFIG)"
+regression:                      ## compare the evaluation with the last release in baselines/
+	@$(PYTHON) scripts/regression.py --config "$(CONFIG)"
+
 #: For contributors
 test: | $(VENV)/dev.ok           ## the tests, slow ones included
 	@OMP_NUM_THREADS=$$(( $$(nproc) > 3 ? $$(nproc) / 2 : 1 )) $(PYTHON) -m pytest --numprocesses 2 --dist worksteal
 lint: | $(VENV)/dev.ok           ## ruff and shellcheck
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && \
 	  $(VENV)/bin/shellcheck scripts/*.sh .ci/run
-bench: bench-startup bench-all bench-learning bench-data bench-train bench-train-growth bench-plan  ## every benchmark
+bench: bench-startup bench-all bench-learning bench-data bench-train bench-train-growth bench-plan bench-evaluation  ## all
 bench-startup: | $(READY)        ## measure how soon make answers, beside a usual script
 	@$(PYTHON) bench/startup.py
 bench-all: | $(READY)            ## measure every phase, beside a plain script (two times make all)
@@ -138,10 +148,12 @@ bench-train-growth: | $(VENV)/dev.ok  ## measure how training grows, and draw it
 	@$(PYTHON) bench/train_growth.py --config "$(CONFIG)"
 bench-plan: | $(READY)           ## measure how well make plan predicts the memory of training
 	@$(PYTHON) bench/plan.py
+bench-evaluation: | $(READY)     ## simulate how far the verdict of make evaluate can be trusted
+	@$(PYTHON) bench/evaluation.py
 clean:                           ## remove logs, caches and half-built folders; nothing is retrained
-	@rm -rf build logs report .pytest_cache .ruff_cache models/.*.partial models/*/.*.partial dataset_package/.*.partial
+	@rm -rf build logs/*.log report .pytest_cache .ruff_cache models/.*.partial models/*/.*.partial dataset_package/.*.partial
 clean-models:                    ## remove every dataset, model and verdict that was made
-	@rm -rf dataset_package models evaluation build logs report Modelfile
+	@rm -rf dataset_package models evaluation build logs/*.log report Modelfile
 $(VENV)/dev.ok: requirements-dev.txt | $(READY)
 	@$(SETUP) dev
 help:                            ## this list

@@ -12,9 +12,9 @@ With --model it measures another model folder (an adapter or a whole model of th
 
 from pathlib import Path
 
-from forge import chat, compare, files, manifest, models, phase, questions
+from forge import chat, compare, files, manifest, models, phase, questions, sources
 from forge.errors import GATE_NOT_PASSED, ForgeError
-from forge.evaluating import binding, detectors, judging, measuring, sets, signals
+from forge.evaluating import binding, detectors, judge, judging, measuring, release, sets, signals
 
 NEEDED = {
     signals.FAIL: "read {folder}/items.jsonl; train on more scenarios with answers (stages dpo), with a lower "
@@ -32,7 +32,7 @@ def work(run: phase.Run) -> dict:
         return verdict(run, wanted, [], [])
     before, after = measure(run, wanted, run.layout.adapter)
     asked = files.read_jsonl(run.layout.gate("verify-adapter") / "items.jsonl")
-    return verdict(run, wanted, *judge(run, wanted, before, after, asked))
+    return verdict(run, wanted, *signals_of(run, wanted, before, after, asked))
 
 
 def gather(run: phase.Run) -> sets.Sets:
@@ -95,18 +95,30 @@ def ask(tuned, tokenizer, run: phase.Run) -> list[dict]:
     ]
 
 
-def judge(run: phase.Run, wanted: sets.Sets, before: dict, after: dict, asked: list[dict]) -> tuple[list, list]:
+def signals_of(run: phase.Run, wanted: sets.Sets, before: dict, after: dict, asked: list[dict]) -> tuple[list, list]:
     """Signals, and every item they were counted from."""
     settings = run.settings["evaluation"]
+    items = judging.items(wanted, before, after)
     found = [
         *judging.of_pairs(before["pairs"], after["pairs"], settings),
+        *beside_release(run, items),
         *judging.of_answers(wanted, before["answers"], after["answers"], after["control_tokens"], settings),
         *judging.of_questions(asked, settings),
+        *judge.of_answers(settings, wanted, before["answers"], after["answers"]),
         *judging.of_controls(
             before["controls"], [pair.id for pair in wanted.pairs], before["pairs"], after["shuffled"]
         ),
     ]
-    return found, judging.items(wanted, before, after)
+    return found, items
+
+
+def beside_release(run: phase.Run, items: list[dict]) -> list[signals.Signal]:
+    """The same gate against the last release of this project, where there is one."""
+    path, settings = sources.baseline(run.layout.name), run.settings["evaluation"]
+    if not path.is_file():
+        return []
+    pairs = release.pairs_of(items)
+    return [release.compared(release.read(path), pairs, settings["margin"], settings["minimum_pairs"])]
 
 
 def verdict(run: phase.Run, wanted: sets.Sets, found: list[signals.Signal], items: list[dict]) -> dict:
@@ -165,7 +177,7 @@ def another(run: phase.Run) -> bool:
     found, items = [], []
     if wanted.pairs and "safety" in settings["metrics"]:
         before, after = measure(run, wanted, arguments.model)
-        found, items = judge(run, wanted, before, after, after.get("questions", []))
+        found, items = signals_of(run, wanted, before, after, after.get("questions", []))
     facts = verdict(run, wanted, found, items)
     files.write_json(run.record.parent / "verdict.json", {**facts, "model": arguments.model.name})
     if facts["verdict"] != signals.PASS:

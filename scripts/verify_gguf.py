@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from forge import compare, files, llama, models, phase, questions, vocabulary
+from forge.evaluating import shipped
 
 
 def work(run: phase.Run) -> dict:
@@ -65,7 +66,7 @@ def verify(run: phase.Run, path: Path, tokenizer, rows: list[dict], merged: list
         }
     )
     answers = ask(run, path)
-    checks += check_answers(run, answers)
+    checks += [*check_answers(run, answers), *shipped.checks(run, path)]
     return checks, result.as_dict(), answers
 
 

@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import json
 import os
 import resource
 import signal
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from forge import VERSION, archive, config, files, graph, manifest, sources
+from forge import VERSION, archive, audit, config, files, graph, manifest, sources
 from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTEGRITY, INTERRUPTED, LOCKED, OK, ForgeError, one_line
 
 OVERRIDE = "OVERRIDE_REASON"  # variable of the environment: why a verdict that is no PASS is overridden
@@ -63,6 +64,7 @@ class Run:
         self.inputs: dict[str, dict] = {}
         self.sources: str | None = None
         self.discarded: list[Path] = []
+        self.head: dict | None = None  # of the audit trail, when this run began
         self.quiet = False
         self.started = time.time()
         self.log_path = Path("logs") / f"{phase.name}.log"
@@ -123,8 +125,9 @@ class Run:
             outside = sources.outside(name, self.config) if needed.gate else None
             changed = manifest.changed_inputs(needed, self.layout, content, outside) if needed.gate else []
             if changed:
+                named = ["set of files" if item == "sources" else item for item in changed]
                 raise ForgeError(
-                    f"{name} passed for another {' and '.join(changed)} than is there now",
+                    f"{name} passed for another {' and '.join(named)} than is there now",
                     f"run make {name} CONFIG={self.config.path}",
                     GATE_NOT_PASSED,
                 )
@@ -159,6 +162,7 @@ class Run:
             "facts": facts,
             "versions": versions(),
             "git_commit": git_commit(),
+            "audit": self.head,
             "started": datetime.datetime.fromtimestamp(self.started, datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started, 1),
             "peak_mb": peak_mb(),
@@ -182,8 +186,34 @@ class Run:
             return
         self.say(f"== {self.phase.name}: {self.phase.purpose}{_because(reason, self.record)}")
         self.load_inputs()
-        (self.gate if self.phase.gate else self.produce)(work)
+        self.audited((self.gate if self.phase.gate else self.produce), work, reason or "--force")
         self.say(f"{self.phase.name}: wrote {self.record.parent} in {time.time() - self.started:.0f} s")
+
+    def audited(self, way: Callable, work: Callable[["Run"], dict], reason: str) -> None:
+        """Run it between two entries of the audit trail: what it began with, and what became of it."""
+        named = {"project": self.layout.name, "phase": self.phase.name}
+        whole = self.config.values.model_dump(mode="json")
+        began = {"reason": reason, "inputs": self.input_digests(), "git_commit": git_commit(), "versions": versions()}
+        self.head = audit.append("start", **named, config_file=str(self.config.path), config=whole, **began)
+        try:
+            way(work)
+        except (Exception, KeyboardInterrupt) as error:
+            failure = explained(error)
+            event = "interrupted" if failure.code == INTERRUPTED else "failed"
+            audit.append(event, **named, code=failure.code, cause=failure.cause, **self.told())
+            raise
+        made = manifest.read(self.record) or {}
+        kept = {key: made[key] for key in ("subject", "verdict", "override", "facts") if key in made}
+        audit.append("done", **named, record=str(self.record), digest=manifest.digest(made), **kept, **self.told())
+
+    def told(self) -> dict:
+        """The verdict of a gate, with what it is bound to; of other phases nothing."""
+        path = self.record.parent / "verdict.json"
+        if not self.phase.gate or not path.is_file() or path.stat().st_mtime < self.started:
+            return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        wanted = ("verdict", "override", "bound_to", "checks", "signals", "cause")
+        return {"judged": {key: content[key] for key in wanted if key in content}}
 
     def produce(self, work: Callable[["Run"], dict]) -> None:
         files.remove(self.staging)

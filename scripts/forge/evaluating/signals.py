@@ -131,7 +131,7 @@ def guard_of_rate(
     n, unscored = len(both), len(before) - len(both)
     interval = intervals.of_difference(first, second)
     limit = tolerance if more_is_worse else -tolerance
-    verdict = _of_guard(interval, limit, more_is_worse, n, unscored)
+    verdict = _of_guard(interval, limit, more_is_worse, n, unscored) if role == "guard" else ""
     baseline, tuned = (sum(first) / n, sum(second) / n) if n else (None, None)
     value = tuned - baseline if n else None
     return Signal(name, role, metric, verdict, value, interval, limit, n, unscored, baseline, tuned)
