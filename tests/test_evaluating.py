@@ -286,6 +286,10 @@ def test_pairs_of_your_own_and_scenarios_without_an_answer(tmp_path):
     )
     only = sets.gather({**SETTINGS, "pairs": 1, "answers": 500}, "", ["ai_psychosis"], tmp_path)
     assert [item.id for item in only.asked if item.kind == "scenario"][-1] == "a"
+    trained = {"prompt": [{"role": "user", "content": "question  1?"}], "chosen": [], "rejected": []}
+    files.write_jsonl(tmp_path / "preference.jsonl", [trained])
+    with pytest.raises(ForgeError, match="the question of mine-1 was trained"):
+        sets.gather({**SETTINGS, "sets": [str(tmp_path / "mine.jsonl")]}, "", ["ai_psychosis"], tmp_path)
     files.write_jsonl(tmp_path / "empty.jsonl", [{**rows[0], "failure_modes": []}])
     with pytest.raises(ForgeError, match="holds no pair"):
         sets.gather({**SETTINGS, "sets": [str(tmp_path / "empty.jsonl")]}, "", [], tmp_path)

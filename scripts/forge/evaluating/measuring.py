@@ -16,7 +16,7 @@ from forge.evaluating.sets import Pair, Sets
 
 CACHE = graph.GATES / ".cache"
 FORM = 1  # of what is cached, part of its name: raised when this file computes something else
-CONTROLS = 32  # pairs of the controls: 13,000 tokens, 20 s of two cores for the starter
+CONTROLS = 16  # pairs of the controls: 8,000 tokens for each, some 15 s of two cores for the starter
 LARGEST_RANDOM = 4_000_000_000  # bytes of weights: a model of random weights is made in memory up to here
 ANSWERS = ("preferred", "failure", "refusal")
 

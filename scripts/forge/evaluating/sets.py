@@ -8,7 +8,7 @@ same ones every time, from all families.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forge import chat, files
+from forge import chat, files, questions
 from forge.data import scenarios
 from forge.errors import ForgeError
 from forge.sources import EVALUATION_SETS
@@ -53,11 +53,14 @@ class Sets:
 
 
 def gather(settings: dict, system_prompt: str, trained: list[str], dataset: Path) -> Sets:
-    """The pairs and prompts that evaluation.* of the config asks for. Raises ForgeError (2) for a target nobody has.
+    """The pairs and prompts that evaluation.* of the config asks for. Raises ForgeError (2) for a target nobody has, and
+    for a pair of the user's whose question was trained: the dataset is kept free of the project's own sets alone.
 
     `trained`: targets whose scenarios the model was trained on; they are measured unless the config names others.
     """
-    every = [*_project_pairs(system_prompt), *_own_pairs(settings["sets"], system_prompt)]
+    listed = [*_project_pairs(system_prompt), *_own_pairs(settings["sets"], system_prompt)]
+    every = list({pair.id: pair for pair in listed}.values())
+    _refuse_trained([pair for pair in every if pair.own], dataset)
     targets = _targets(settings["targets"], trained, every)
     pairs = _some([pair for pair in every if pair.target in targets], settings["pairs"])
     return Sets(pairs, _asked(settings, system_prompt, targets, pairs, dataset), targets)
@@ -113,6 +116,19 @@ def _own_pairs(paths: list[str], system_prompt: str) -> list[Pair]:
             for item in whole
         ]
     return found
+
+
+def _refuse_trained(own: list[Pair], dataset: Path) -> None:
+    trained = set()
+    for name in ("train", "preference", "kto") if own else ():
+        for row in files.read_jsonl(dataset / f"{name}.jsonl"):
+            trained.add(questions.plain(chat.asked(row.get("prompt") or row["messages"])))
+    found = [pair for pair in own if questions.plain(chat.asked(pair.prompt)) in trained]
+    if found:
+        raise ForgeError(
+            f"evaluation.sets: the question of {found[0].id} was trained ({len(found)} in all)",
+            "take those scenarios out of data.sources, or that file out of evaluation.sets",
+        )
 
 
 def _asked(settings: dict, system_prompt: str, targets: list[str], pairs: list[Pair], dataset: Path) -> list[Asked]:
