@@ -53,8 +53,8 @@ class Sets:
 
 
 def gather(settings: dict, system_prompt: str, trained: list[str], dataset: Path) -> Sets:
-    """The pairs and prompts that evaluation.* of the config asks for. Raises ForgeError (2) for a target nobody has, and
-    for a pair of the user's whose question was trained: the dataset is kept free of the project's own sets alone.
+    """The pairs and prompts that evaluation.* of the config asks for. Raises ForgeError (2) for a target nobody has,
+    and for a pair of the user's whose question was trained: the dataset is kept free of the project's own sets alone.
 
     `trained`: targets whose scenarios the model was trained on; they are measured unless the config names others.
     """
