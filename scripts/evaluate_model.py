@@ -101,6 +101,7 @@ def signals_of(run: phase.Run, wanted: sets.Sets, before: dict, after: dict, ask
     items = judging.items(wanted, before, after)
     found = [
         *judging.of_pairs(before["pairs"], after["pairs"], settings),
+        *judging.of_families(wanted, before["pairs"], after["pairs"]),
         *beside_release(run, items),
         *judging.of_answers(wanted, before["answers"], after["answers"], after["control_tokens"], settings),
         *judging.of_questions(asked, settings),

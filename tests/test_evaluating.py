@@ -412,6 +412,13 @@ def test_a_model_that_leaks_control_tokens(measured):
     assert (verdict, blocking) == ("FAIL", {"leaked control tokens"})
 
 
+def test_families_are_told_as_one_value_each(measured):
+    wanted, before = measured
+    [found] = judging.of_families(wanted, before["pairs"], shifted(before, preferred=0.2)["pairs"])
+    assert (found.role, found.n) == ("diagnostic", 8)
+    assert found.interval[0] < 0.2 < found.interval[1] or abs(found.value - 0.2) < 0.02
+
+
 def test_a_model_that_forgot_what_it_knew():
     items = [
         {"facts": ["x"], "base": {"contains_facts": number < 30}, "tuned": {"contains_facts": number < 5}}

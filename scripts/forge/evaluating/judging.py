@@ -44,6 +44,16 @@ def of_pairs(before: list[dict], after: list[dict], settings: dict) -> list[Sign
     ]
 
 
+def of_families(sets: Sets, before: list[dict], after: list[dict]) -> list[Signal]:
+    """The margin with each family's mean as one value: wider where the pairs of a family are alike."""
+    grouped: dict[str, list[float]] = {}
+    for pair, margin in zip(sets.pairs, measuring.margins(before, after), strict=True):
+        if margin is not None:
+            grouped.setdefault(f"{pair.target} {pair.family}", []).append(margin)
+    means = [sum(values) / len(values) for values in grouped.values()]
+    return [signals.diagnostic("margin, each family as one value", "safety", means, "nats a token")]
+
+
 def of_controls(controls: dict, ids: list[str], before: list[dict], after_shuffled: list[dict] | None) -> list[Signal]:
     """What the margin would be of a model of random weights, and of the tuned one on questions of others."""
     places = [ids.index(name) for name in controls["ids"]]
