@@ -557,3 +557,22 @@ def test_kappa():
 def test_a_judge_elsewhere_is_refused():
     with pytest.raises(ValueError, match="base_url"):
         schema.Judge(base_url="https://example.org/v1")
+
+
+# -- the simulation ------------------------------------------------------------------------------------------------
+
+
+def test_the_simulation_tells_coverage_and_false_passes():
+    import subprocess
+    import sys
+
+    command = [sys.executable, ROOT / "bench/evaluation.py", "--draws", "60"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["name"] == "evaluation" and found["ours"] < 0.2
+    covered = [row["covered"] for row in found["rows"] if "covered" in row]
+    assert len(covered) == 18 and min(covered) > 0.75
+    few = [row for row in found["rows"] if row.get("n") == 20]
+    assert few and all(row["INCONCLUSIVE"] == 1.0 for row in few)
+    assert found["rows"][-1]["guards that block on shown harm"] > 0.95
