@@ -16,13 +16,17 @@ ifdef PROMPT                     # text of a person: taken as it is, neither mak
 override PROMPT := $(value PROMPT)
 export PROMPT
 endif
+ifdef OVERRIDE_REASON
+override OVERRIDE_REASON := $(value OVERRIDE_REASON)
+export OVERRIDE_REASON
+endif
 
 # ---- the config, read before anything else ------------------------------------------------------------
 # An included makefile is remade even under `make -n`, so -n sees today's config and documents.
 # MAKE_RESTARTS: once a run, or a file dated in the future makes make loop.
 CONFIG_MK := build/$(subst /,-,$(basename $(CONFIG))).mk
 BENCHES := bench-startup bench-all bench-learning bench-data bench-train bench-train-growth bench-plan bench-merge \
-  bench-gguf
+  bench-gguf bench-evaluation
 NEED_NO_CONFIG := help setup env test lint bench $(BENCHES) plan clean clean-models init
 ifneq ($(filter-out $(NEED_NO_CONFIG),$(or $(MAKECMDGOALS),help)),)
 include $(CONFIG_MK)
@@ -54,21 +58,25 @@ $(TRAIN): $(MODEL) $(DATASET) $(VALIDATE) $(BUILD)/train.json | $(READY)
 	@$(RUN)fine_tune.py --config "$(CONFIG)" $(FORCE_train)
 $(VERIFY_ADAPTER): $(MODEL) $(DATASET) $(TRAIN) $(BUILD)/verify-adapter.json | $(READY)
 	@$(RUN)verify_adapter.py --config "$(CONFIG)" $(FORCE_verify-adapter)
-$(MERGE): $(MODEL) $(DATASET) $(TRAIN) $(VERIFY_ADAPTER) $(BUILD)/merge.json | $(READY)
+$(EVALUATE): $(MODEL) $(DATASET) $(TRAIN) $(VERIFY_ADAPTER) $(BUILD)/evaluate.json $(BUILD)/evaluate.sources.json \
+             | $(READY)
+	@$(RUN)evaluate_model.py --config "$(CONFIG)" $(FORCE_evaluate)
+$(MERGE): $(MODEL) $(DATASET) $(TRAIN) $(VERIFY_ADAPTER) $(EVALUATE) $(BUILD)/merge.json | $(READY)
 	@$(RUN)merge_adapter.py --config "$(CONFIG)" $(FORCE_merge)
 $(VERIFY_MERGED): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(BUILD)/verify-merged.json | $(READY)
 	@$(RUN)verify_merged.py --config "$(CONFIG)" $(FORCE_verify-merged)
-$(GGUF): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(VERIFY_MERGED) $(BUILD)/gguf.json | $(READY)
+$(GGUF): $(MODEL) $(DATASET) $(TRAIN) $(EVALUATE) $(MERGE) $(VERIFY_MERGED) $(BUILD)/gguf.json | $(READY)
 	@$(RUN)convert_to_gguf.py --config "$(CONFIG)" $(FORCE_gguf)
-$(VERIFY_GGUF): $(MODEL) $(DATASET) $(TRAIN) $(MERGE) $(GGUF) $(BUILD)/verify-gguf.json | $(READY)
+$(VERIFY_GGUF): $(MODEL) $(DATASET) $(TRAIN) $(EVALUATE) $(MERGE) $(GGUF) $(BUILD)/verify-gguf.json | $(READY)
 	@$(RUN)verify_gguf.py --config "$(CONFIG)" $(FORCE_verify-gguf)
-$(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(VERIFY_MERGED) $(GGUF) $(VERIFY_GGUF) \
-              $(BUILD)/modelfile.json $(BUILD)/modelfile.sources.json | $(READY)
+$(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(EVALUATE) $(VERIFY_MERGED) $(GGUF) \
+              $(VERIFY_GGUF) $(BUILD)/modelfile.json $(BUILD)/modelfile.sources.json | $(READY)
 	@$(RUN)create_modelfile.py --config "$(CONFIG)" $(FORCE_modelfile)
 .SECONDARY: $(MERGE)             # 15 GB that a user may delete without a rerun
 
-.PHONY: all setup env model dataset validate train verify-adapter merge verify-merged gguf verify-gguf modelfile
-.PHONY: status ask runs redo init test lint bench $(BENCHES) plan clean clean-models help FORCE
+.PHONY: all setup env model dataset validate train verify-adapter evaluate merge verify-merged gguf verify-gguf
+.PHONY: modelfile audit verify-audit feedback regression status ask runs redo init test lint bench $(BENCHES) plan
+.PHONY: clean clean-models help FORCE
 
 #: Everyday
 all: modelfile                   ## everything, up to a loadable, verified model
@@ -99,6 +107,7 @@ dataset: $(DATASET)              ## documents to training rows
 validate: $(VALIDATE)            ## gate: check the rows
 train: $(TRAIN)                  ## fine-tune an adapter (QLoRA)
 verify-adapter: $(VERIFY_ADAPTER)  ## gate: check the adapter
+evaluate: $(EVALUATE)            ## gate: safety, coherence, knowledge, beside the base
 merge: $(MERGE)                  ## merge the adapter into the base
 verify-merged: $(VERIFY_MERGED)  ## gate: merged equals base plus adapter
 gguf: $(GGUF)                    ## convert to GGUF and quantize
@@ -108,6 +117,16 @@ modelfile: $(MODELFILE)          ## write the Modelfile and gguf_model_manifest.
 	@$(call publish,$(MODELFILE),gguf_model_manifest.json)
 # The copies at the top are this CONFIG's, rewritten only when they differ.
 publish = cmp -s $(1) $(2) || { cp $(1) $(2).partial && mv $(2).partial $(2) && echo "wrote $(2)"; }
+
+#: After all, on purpose
+audit:                           ## which base, data, code and evaluation made this GGUF
+	@$(PYTHON) scripts/audit_trail.py --config "$(CONFIG)"
+verify-audit:                    ## check the audit trail, and every file that it names
+	@$(PYTHON) scripts/audit_trail.py --config "$(CONFIG)" --verify
+feedback:                        ## write what failed where scenario-forge looks for it
+	@$(PYTHON) scripts/export_feedback.py --config "$(CONFIG)"
+regression:                      ## compare the evaluation with the last release in baselines/
+	@$(PYTHON) scripts/regression.py --config "$(CONFIG)"
 
 #: For contributors
 test: | $(VENV)/dev.ok           ## the tests, slow ones included
@@ -134,10 +153,12 @@ bench-merge: | $(READY)          ## measure the merge of 0.5B to 7B, beside peft
 	@$(PYTHON) bench/merge.py
 bench-gguf: | $(READY)           ## measure the way from adapter to Q4_K_M, beside the usual chain (56 GB of disk)
 	@$(PYTHON) bench/quantize.py
+bench-evaluation: | $(READY)     ## simulate how far the verdict of make evaluate can be trusted
+	@$(PYTHON) bench/evaluation.py
 clean:                           ## remove logs, caches and half-built folders; nothing is retrained
-	@rm -rf build logs report .pytest_cache .ruff_cache models/.*.partial models/*/.*.partial dataset_package/.*.partial
+	@rm -rf build logs/*.log report .pytest_cache .ruff_cache models/.*.partial models/*/.*.partial dataset_package/.*.partial
 clean-models:                    ## remove every dataset, model and verdict that was made
-	@rm -rf dataset_package models evaluation build logs report Modelfile
+	@rm -rf dataset_package models evaluation build logs/*.log report Modelfile
 $(VENV)/dev.ok: requirements-dev.txt | $(READY)
 	@$(SETUP) dev
 help:                            ## this list

@@ -35,12 +35,15 @@ def compare(path: Path, seeds: list[int]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as in verify-gguf: base and tuned file on the same device
     with tempfile.TemporaryDirectory(prefix="model-forge-bench-") as scratch:
         rows = [measured(path, seed, Path(scratch)) for seed in seeds]
-    print(f"\n{'seed':>10}  {'tuned':>10}  {'base':>10}  {'KL':>6}  {'train s':>8}  {'peak MB':>8}")
+    print(
+        f"\n{'seed':>10}  {'tuned':>10}  {'base':>10}  {'KL':>6}  {'margin (90%, nats a token)':>30}  {'train s':>8}"
+        f"  {'peak MB':>8}"
+    )
     for row in rows:
         said = [f"{who['right']} of {who['asked']}" for who in (row["tuned"], row["base"])]
         print(
-            f"{row['seed']:>10}  {said[0]:>10}  {said[1]:>10}  {row['mean_kl']:>6.3f}  {row['train_seconds']:>8.0f}"
-            f"  {row['peak_mb']:>8}"
+            f"{row['seed']:>10}  {said[0]:>10}  {said[1]:>10}  {row['mean_kl']:>6.3f}  {described(row['margin']):>30}"
+            f"  {row['train_seconds']:>8.0f}  {row['peak_mb']:>8}"
         )
     ours, reference = (statistics.median(row[who]["share"] for row in rows) for who in ("tuned", "base"))
     ratio = round(ours / reference, 4) if reference else None
@@ -80,10 +83,25 @@ def measured(path: Path, seed: int, scratch: Path) -> dict:
         "seed": seed,
         "tuned": with_share(verdict["answers"][quantization]),
         "base": with_share(questions.score(judged)),
+        "margin": margin(layout),
         "mean_kl": verdict["fidelity"][quantization]["mean_kl"],
         "train_seconds": manifest.read(graph.BY_NAME["train"].record(layout))["seconds"],
         "peak_mb": max(record.get("peak_mb", 0) for record in records),
     }
+
+
+def margin(layout: graph.Layout) -> dict:
+    """The preference margin that `make evaluate` measured, with its interval, its sample size and the verdict."""
+    verdict = json.loads((layout.gate("evaluate") / "verdict.json").read_text(encoding="utf-8"))
+    found = next((signal for signal in verdict["signals"] if signal["role"] == "gate"), {})
+    return {"verdict": verdict["verdict"], **{key: found.get(key) for key in ("value", "interval", "n")}}
+
+
+def described(found: dict) -> str:
+    if not found["interval"]:
+        return found["verdict"]
+    low, high = found["interval"]
+    return f"{found['verdict']} {found['value']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def with_share(found: dict) -> dict:

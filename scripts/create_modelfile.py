@@ -153,6 +153,8 @@ def gather(run: phase.Run, header: dict, parameters: dict) -> dict:
         "data": {"sha256": manifest.digest(run.inputs["dataset"]), "rows": run.facts("dataset")["rows"]},
         "adapter": {"sha256": manifest.digest(run.inputs["train"]), **trained(run.facts("train"))},
         "verdicts": {name: content["verdict"] for name, content in verdicts.items()},
+        "overrides": {name: content["override"] for name, content in verdicts.items() if content.get("override")},
+        "evaluation": [item for item in verdicts["evaluate"].get("signals", []) if item["role"] == "gate"],
         "fidelity": verdicts["verify-gguf"]["fidelity"],
         "results": results(verdicts),
         "model_forge": VERSION,

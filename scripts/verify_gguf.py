@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from forge import compare, files, llama, models, phase, questions, vocabulary
+from forge.evaluating import shipped
 from forge.quantizing import checks as tensors
 from forge.weights import merging, streaming
 
@@ -93,7 +94,7 @@ def verify(run: phase.Run, path: Path, tokenizer, rows: list[dict], merged: list
         }
     )
     answers = ask(run, path)
-    checks += check_answers(run, answers)
+    checks += [*check_answers(run, answers), *shipped.checks(run, path)]
     return checks, result.as_dict(), answers
 
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # `make test` hands its own settings down: the tests' makes and scripts must not see them.
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "VENV", "CONFIG", "PROMPT"):
     os.environ.pop(name, None)
+# Models of random weights learn nothing that an evaluation could pass; tests of the evaluation take this away.
+os.environ["OVERRIDE_REASON"] = "a model of a test"
 
 CHATML = (
     "{% for message in messages %}"

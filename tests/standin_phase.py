@@ -41,7 +41,8 @@ def work(run: phase.Run) -> dict | None:
         files.write_json(run.staging / run.record.name, {**record, "inputs": run.input_digests()})
         return None
     (run.staging / "data.bin").write_text(content, encoding="utf-8")
-    return {"steps": 1, "validation_loss": 1.0, "rows": {"train": 1}}
+    named = {"base_model_name": "org/base", "revision": None} if NAME == "model" else {}
+    return {"steps": 1, "validation_loss": 1.0, "rows": {"train": 1}, **named}
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def test_an_adapter_trained_in_shards_merges(train, alone, run_script):
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 processes, each holding a part of the weights" in done.stdout
     require_same_training(alone)
-    for name in ("verify_adapter.py", "merge_adapter.py", "verify_merged.py"):
+    for name in ("verify_adapter.py", "evaluate_model.py", "merge_adapter.py", "verify_merged.py"):
         run_script(name, "--config", CONFIG, check=True)
 
 

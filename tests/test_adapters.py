@@ -91,7 +91,7 @@ def test_merged_weights_are_what_the_formula_says(kind, work, tiny_base, warm):
     import torch
 
     configure(work, tiny_base, KINDS[kind])
-    for script in ("fine_tune.py", "verify_adapter.py", "merge_adapter.py", "verify_merged.py"):
+    for script in ("fine_tune.py", "verify_adapter.py", "evaluate_model.py", "merge_adapter.py", "verify_merged.py"):
         done = warm.run(work, script, "--config", "config/test.yaml")
         assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
     settings = json.loads((work / ADAPTER / "adapter_config.json").read_text(encoding="utf-8"))

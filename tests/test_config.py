@@ -425,7 +425,11 @@ def test_a_phase_sees_what_the_graph_says(phase):
         ("max_shard_size: 1GB", "max_shard_size: 2GB", {"merge"}),
         ("validation_share: 0.1", "validation_share: 0.2", {"dataset"}),
         ("seed: 42", "seed: 43", {"dataset", "train", "modelfile"}),
-        ("You are Ember", "You are Amber", {"dataset", "train", "verify-adapter", "verify-gguf", "modelfile"}),
+        (
+            "You are Ember",
+            "You are Amber",
+            {"dataset", "train", "verify-adapter", "evaluate", "verify-gguf", "modelfile"},
+        ),
         ("dtype: bfloat16", "dtype: float16", {"model"}),
         ("# THE config", "# A config", set()),
     ],

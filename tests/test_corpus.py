@@ -138,6 +138,7 @@ FACTS: dict[str, tuple[str, Check]] = {
     "exit code 3": (r"\bgate\b", exits(errors.GATE_NOT_PASSED)),
     "exit code 5": ("lock", exits(errors.LOCKED)),
     "exit code 6": ("damaged", exits(errors.INTEGRITY)),
+    "make evaluate": ("safe", target("safety, coherence, knowledge")),
 }
 
 

@@ -27,7 +27,18 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIG_PAGE = ROOT / "docs/config.md"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
-VARIABLES = {"CONFIG", "VENV", "TORCH", "LLAMA_CUDA", "PYTHON3", "LLAMA_CPP", "PROMPT", "PHASE", "PRESET"}
+VARIABLES = {
+    "CONFIG",
+    "VENV",
+    "TORCH",
+    "LLAMA_CUDA",
+    "PYTHON3",
+    "LLAMA_CPP",
+    "PROMPT",
+    "PHASE",
+    "PRESET",
+    "OVERRIDE_REASON",
+}
 HEADER = """\
 # Every key of the config
 

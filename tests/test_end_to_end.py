@@ -124,7 +124,13 @@ def test_every_phase_leaves_its_files_and_nothing_else(chain):
     ]
     assert names(chain / "models") == ["base", "checkpoints", "gguf", "merged", "test-adapter"]
     assert names(chain / "models/checkpoints") == []
-    assert names(chain / "evaluation/test") == ["validate", "verify-adapter", "verify-gguf", "verify-merged"]
+    assert names(chain / "evaluation/test") == [
+        "evaluate",
+        "validate",
+        "verify-adapter",
+        "verify-gguf",
+        "verify-merged",
+    ]
 
 
 def test_the_model_manifest_tells_the_lineage_and_no_path(chain):
@@ -133,6 +139,7 @@ def test_the_model_manifest_tells_the_lineage_and_no_path(chain):
     for item in made["files"]:
         assert item["sha256"] == files.sha256_file(chain / "models/gguf" / item["name"])
     assert [item["quantization"] for item in made["files"]] == ["Q4_K_M", "Q8_0"]
+    assert made["verdicts"].pop("evaluate") == "NOT_RUN" and made["overrides"] == {"evaluate": "a model of a test"}
     assert set(made["verdicts"].values()) == {"PASS"}
     assert made["fidelity"]["Q8_0"]["mean_kl"] < made["fidelity"]["Q4_K_M"]["mean_kl"]
     for record, name in ((chain / "models/test-adapter", "adapter"), (chain / "dataset_package/test", "data")):

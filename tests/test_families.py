@@ -337,13 +337,14 @@ SCRIPTS = (
     "validate_dataset.py",
     "fine_tune.py",
     "verify_adapter.py",
+    "evaluate_model.py",
     "merge_adapter.py",
     "verify_merged.py",
     "convert_to_gguf.py",
     "verify_gguf.py",
     "create_modelfile.py",
 )
-GATES = ("validate", "verify-adapter", "verify-merged", "verify-gguf")
+GATES = ("validate", "verify-adapter", "verify-merged", "verify-gguf")  # evaluate: of random models it is overridden
 ATTENTION, FUSED = ["k_proj", "o_proj", "q_proj", "v_proj"], ["o_proj", "qkv_proj"]
 # The base, the token that ends an answer, the modules that all-linear finds.
 CHAINS = {

@@ -103,6 +103,7 @@ def test_what_was_never_done(project):
     assert reasons(project) == {
         "train": "it was not done yet",
         "verify-adapter": "changed: train",
+        "evaluate": "changed: train",
         "merge": "changed: train",
         "verify-merged": "changed: train",
         "gguf": "changed: train",
@@ -146,6 +147,7 @@ def test_a_changed_input_is_named(project):
         "validate",
         "train",
         "verify-adapter",
+        "evaluate",
         "merge",
         "verify-merged",
         "gguf",

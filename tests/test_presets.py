@@ -39,7 +39,7 @@ training:
   max_length: 512
   canary_steps: 0
   preference: {{num_train_epochs: 0.1, per_device_train_batch_size: 2, gradient_accumulation_steps: 2}}
-evaluation: {{heldout_rows: 2, max_new_tokens: 8, minimum_stop_rate: 0}}
+evaluation: {{heldout_rows: 2, max_new_tokens: 8, minimum_stop_rate: 0, pairs: 2, answers: 1}}
 gguf:
   fidelity: {{maximum_mean_kl: 100, minimum_top_agreement: 0}}
 ollama: {{num_ctx: 512}}
@@ -258,6 +258,7 @@ SCRIPTS = (
     "validate_dataset.py",
     "fine_tune.py",
     "verify_adapter.py",
+    "evaluate_model.py",
     "merge_adapter.py",
     "verify_merged.py",
 )

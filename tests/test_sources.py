@@ -163,14 +163,14 @@ def test_a_file_whose_name_is_no_utf8(corpus):
 # -- the phases that read something from outside --------------------------------------------------------------
 
 
-def test_only_three_phases_read_from_outside(checkout, write_config):
+def test_only_four_phases_read_from_outside(checkout, write_config):
     (checkout / "template.jinja").write_text("{{ messages }}", encoding="utf-8")
     path = write_config(
         checkout, base="org/tiny", model={"base_model_name": "org/tiny", "chat_template": "template.jinja"}
     )
     loaded = config.load(path)
     found = {row.name for row in graph.PHASES if sources.outside(row.name, loaded) is not None}
-    assert found == {"model", "dataset", "modelfile"}
+    assert found == {"model", "dataset", "evaluate", "modelfile"}
     assert (checkout / "build/test/sources.cache").is_file()
 
 

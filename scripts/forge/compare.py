@@ -159,7 +159,7 @@ def compare(rows: list[dict], reference: Iterable[np.ndarray], other: Scorer) ->
 
 
 def answers(model, tokenizer, questions: list[list[dict]], limit: int, sampling: dict | None = None) -> list[dict]:
-    """Answers of a Hugging Face model: text, whether it ended by itself, and its token count.
+    """Answers of a Hugging Face model: text, whether it ended by itself, its tokens and how many are control tokens.
 
     `questions` are conversations; `limit` tokens at most. Greedy unless `sampling` is given. In batches of
     ANSWERS_AT_ONCE, padded on the left: the cache of 72 answers of an 8B model would take 6 GB.
@@ -187,11 +187,13 @@ def _batch(model, tokenizer, questions: list[list[dict]], limit: int, sampling: 
             pad_token_id=padding,
             **choice,
         )
-    return [_cut(tokenizer, row.tolist(), stops) for row in made[:, width:]]
+    special = frozenset(tokenizer.all_special_ids)
+    return [_cut(tokenizer, row.tolist(), stops, special) for row in made[:, width:]]
 
 
-def _cut(tokenizer, ids: list[int], stops: list[int]) -> dict:
+def _cut(tokenizer, ids: list[int], stops: list[int], special: frozenset[int]) -> dict:
     end = next((index for index, token in enumerate(ids) if token in stops), None)
     kept = ids if end is None else ids[:end]
     text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-    return {"answer": text, "stopped": end is not None, "tokens": len(kept)}
+    control = sum(token in special for token in kept)
+    return {"answer": text, "stopped": end is not None, "tokens": len(kept), "control_tokens": control}

@@ -125,9 +125,17 @@ PHASES = (
         gate=True,
     ),
     Phase(
+        "evaluate",
+        "evaluate_model.py",
+        ("model", "dataset", "train", "verify-adapter"),
+        ("evaluation", "project.system_prompt"),
+        "measure safety, coherence and knowledge beside the base",
+        gate=True,
+    ),
+    Phase(
         "merge",
         "merge_adapter.py",
-        ("model", "dataset", "train", "verify-adapter"),
+        ("model", "dataset", "train", "verify-adapter", "evaluate"),
         ("merge",),
         "merge the adapter into the base",
     ),
@@ -142,7 +150,7 @@ PHASES = (
     Phase(
         "gguf",
         "convert_to_gguf.py",
-        ("model", "dataset", "train", "merge", "verify-merged"),
+        ("model", "dataset", "train", "evaluate", "merge", "verify-merged"),
         (
             "gguf.quantizations",
             "gguf.importance_matrix",
@@ -156,7 +164,7 @@ PHASES = (
     Phase(
         "verify-gguf",
         "verify_gguf.py",
-        ("model", "dataset", "train", "merge", "gguf"),
+        ("model", "dataset", "train", "evaluate", "merge", "gguf"),
         ("gguf.fidelity", "evaluation", "project.system_prompt", "project.identity"),
         "compare the GGUF with the merged model",
         gate=True,
@@ -164,7 +172,17 @@ PHASES = (
     Phase(
         "modelfile",
         "create_modelfile.py",
-        ("model", "dataset", "validate", "train", "verify-adapter", "verify-merged", "gguf", "verify-gguf"),
+        (
+            "model",
+            "dataset",
+            "validate",
+            "train",
+            "verify-adapter",
+            "evaluate",
+            "verify-merged",
+            "gguf",
+            "verify-gguf",
+        ),
         ("ollama", "project"),
         "write the Ollama Modelfile and the model's manifest",
         weights=False,

@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import json
 import os
 import resource
 import signal
@@ -26,9 +27,10 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from forge import VERSION, archive, config, files, graph, manifest, sources
+from forge import VERSION, archive, audit, config, files, graph, manifest, sources
 from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTEGRITY, INTERRUPTED, LOCKED, OK, ForgeError, one_line
 
+OVERRIDE = "OVERRIDE_REASON"  # variable of the environment: why a verdict that is no PASS is overridden
 PACKAGES = [
     "torch",
     "transformers",
@@ -65,6 +67,7 @@ class Run:
         self.sources: str | None = None
         self.discarded: list[Path] = []
         self.hashes: dict[str, str] = {}  # of written files, where they were hashed on the way
+        self.head: dict | None = None  # of the audit trail, when this run began
         self.quiet = False
         self.started = time.time()
         self.log_path = Path("logs") / f"{phase.name}.log"
@@ -122,10 +125,12 @@ class Run:
                     f"{self.phase.name} needs {record}, which is not there",
                     f"run make {name} CONFIG={self.config.path}",
                 )
-            changed = manifest.changed_inputs(needed, self.layout, content) if needed.gate else []
+            outside = sources.outside(name, self.config) if needed.gate else None
+            changed = manifest.changed_inputs(needed, self.layout, content, outside) if needed.gate else []
             if changed:
+                named = ["set of files" if item == "sources" else item for item in changed]
                 raise ForgeError(
-                    f"{name} passed for another {' and '.join(changed)} than is there now",
+                    f"{name} passed for another {' and '.join(named)} than is there now",
                     f"run make {name} CONFIG={self.config.path}",
                     GATE_NOT_PASSED,
                 )
@@ -160,6 +165,7 @@ class Run:
             "facts": facts,
             "versions": versions(),
             "git_commit": git_commit(),
+            "audit": self.head,
             "started": datetime.datetime.fromtimestamp(self.started, datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started, 1),
             "peak_mb": peak_mb(),
@@ -183,8 +189,34 @@ class Run:
             return
         self.say(f"== {self.phase.name}: {self.phase.purpose}{_because(reason, self.record)}")
         self.load_inputs()
-        (self.gate if self.phase.gate else self.produce)(work)
+        self.audited((self.gate if self.phase.gate else self.produce), work, reason or "--force")
         self.say(f"{self.phase.name}: wrote {self.record.parent} in {time.time() - self.started:.0f} s")
+
+    def audited(self, way: Callable, work: Callable[["Run"], dict], reason: str) -> None:
+        """Run it between two entries of the audit trail: what it began with, and what became of it."""
+        named = {"project": self.layout.name, "phase": self.phase.name}
+        whole = self.config.values.model_dump(mode="json")
+        began = {"reason": reason, "inputs": self.input_digests(), "git_commit": git_commit(), "versions": versions()}
+        self.head = audit.append("start", **named, config_file=str(self.config.path), config=whole, **began)
+        try:
+            way(work)
+        except (Exception, KeyboardInterrupt) as error:
+            failure = explained(error)
+            event = "interrupted" if failure.code == INTERRUPTED else "failed"
+            audit.append(event, **named, code=failure.code, cause=failure.cause, **self.told())
+            raise
+        made = manifest.read(self.record) or {}
+        kept = {key: made[key] for key in ("subject", "verdict", "override", "facts") if key in made}
+        audit.append("done", **named, record=str(self.record), digest=manifest.digest(made), **kept, **self.told())
+
+    def told(self) -> dict:
+        """The verdict of a gate, with what it is bound to; of other phases nothing."""
+        path = self.record.parent / "verdict.json"
+        if not self.phase.gate or not path.is_file() or path.stat().st_mtime < self.started:
+            return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        wanted = ("verdict", "override", "bound_to", "checks", "signals", "cause")
+        return {"judged": {key: content[key] for key in wanted if key in content}}
 
     def produce(self, work: Callable[["Run"], dict]) -> None:
         files.remove(self.staging)
@@ -218,7 +250,8 @@ class Run:
     def gate(self, work: Callable[["Run"], dict]) -> None:
         """A gate's facts hold `checks`, each with name, value, limit, n and passed; all must pass.
 
-        `remedy` is for those that did not; a check may have its own.
+        `remedy` is for those that did not; a check may have its own. A gate may give a `verdict` of its own, with a
+        `cause` in one line when it is no PASS: such a verdict a written reason can override (OVERRIDE_REASON).
         """
         folder = self.record.parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,18 +264,27 @@ class Run:
             "bound_to": self.input_digests(),
             **facts,
         }
+        passed = not failed and verdict["verdict"] == "PASS"
+        reason = os.environ.get(OVERRIDE, "").strip() if "verdict" in facts and not passed else ""
+        if reason:
+            verdict["override"] = one_line(reason)
         files.write_json(folder / "verdict.json", verdict)
         for check in facts["checks"]:
             self.say(f"  {'ok  ' if check['passed'] is True else 'FAIL'} {describe_check(check)}")
-        if failed:
-            raise ForgeError(
-                f"{self.phase.name} did not pass: {describe_check(failed[0])}",
-                failed[0].get("remedy") or facts["remedy"],
-                GATE_NOT_PASSED,
-            )
+        if not passed and not reason:
+            raise self.not_passed(facts, failed)
+        if reason:
+            self.say(f"{self.phase.name}: {verdict['verdict']}, overridden: {verdict['override']}")
         names = sorted(path.name for path in folder.iterdir() if path.name in GATE_FILES)
-        self.write_record({}, folder, names, verdict="PASS")
+        self.write_record({}, folder, names, verdict=verdict["verdict"], **({"override": reason} if reason else {}))
         self.discard()
+
+    def not_passed(self, facts: dict, failed: list[dict]) -> ForgeError:
+        first = failed[0] if failed else {}
+        cause = facts.get("cause") or describe_check(first)
+        return ForgeError(
+            f"{self.phase.name} did not pass: {cause}", first.get("remedy") or facts["remedy"], GATE_NOT_PASSED
+        )
 
 
 def describe_check(check: dict) -> str:

@@ -25,6 +25,7 @@ BY_KIND = {
     "records": ("jsonl", "ndjson", "json", "csv", "tsv", "parquet"),
 }
 MODELFILE_TEMPLATE = "Modelfile.template"
+BASELINES = Path("baselines")
 HUB = "hub:"  # before the name of a data set of the Hub
 EVALUATION_SETS = Path("scenarios/evaluation")  # training data is kept free of them
 SAFETY_ROWS = Path("scenarios/training/safety.jsonl")  # mixed into every training set (data.safety_share)
@@ -169,6 +170,20 @@ def _read_cache(path: Path | None) -> dict:
         return {}
 
 
+def measured_with(configuration: Config) -> list[Path]:
+    """Every file that the evaluation's verdict depends on: the sets, the user's own, what a detector learned from, and
+    the last release of this project."""
+    training = sorted(SAFETY_ROWS.parent.glob("*.jsonl"))
+    release = baseline(configuration.layout.name)
+    own = [Path(path).expanduser() for path in configuration.values.evaluation.sets]
+    return [*sorted(EVALUATION_SETS.glob("*.jsonl")), *training, *own, *([release] if release.is_file() else [])]
+
+
+def baseline(name: str) -> Path:
+    """What the last release of a project was measured at: see scripts/regression.py."""
+    return BASELINES / f"{name}.json"
+
+
 def cache_of(layout: Layout) -> Path:
     return layout.build / "sources.cache"
 
@@ -181,6 +196,8 @@ def outside(phase: str, configuration: Config) -> str | None:
         also = [*sorted(EVALUATION_SETS.glob("*.jsonl")), *([Path(allowlist)] if allowlist else [])]
         also += [SAFETY_ROWS] if data["safety_share"] else []
         return scan(data["sources"], cache_of(configuration.layout), also)
+    if phase == "evaluate":
+        return scan([], configuration.layout.build / "evaluation.cache", measured_with(configuration))
     template = configuration.values.model.chat_template if phase == "model" else None
     if phase == "modelfile":
         template = MODELFILE_TEMPLATE
