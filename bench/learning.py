@@ -1,8 +1,9 @@
 """What training taught: held-out questions answered with their fact by the finished GGUF, beside the base's GGUF.
 
 Each seed is a project of its own (config/local/learning-<seed>.yaml), made by `make verify-gguf` in this checkout:
-another split, another order, another adapter. A seed that is made already is not made again, so the projects stay
-(remove models/*/learning-* and models/learning-* to be rid of them). The reference is
+another split, another order, another adapter. The config's own seed is the config's own project. A seed that is made
+already is not made again, so the projects stay (remove models/*/learning-* and models/learning-* to be rid of them). The
+reference is
 the untrained base, converted and quantized the same way and asked the same questions by the same llama.cpp.
 
 The JSON line's ours and reference are medians over the seeds of the share of right answers; peak_mb is the
@@ -54,10 +55,7 @@ def compare(path: Path, seeds: list[int]) -> None:
 
 def measured(path: Path, seed: int, scratch: Path) -> dict:
     """The figures of one seed, made first if they are not there."""
-    mine = Path(f"config/local/learning-{seed}.yaml")
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    values = {"extends": os.path.relpath(path, mine.parent), "project": {"name": f"learning-{seed}", "seed": seed}}
-    mine.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
+    mine = project(path, seed)
     environment = {key: value for key, value in os.environ.items() if key not in harness.OF_MAKE}
     venv = os.environ.get("VENV") or os.path.relpath(sys.prefix)  # make takes no space in a path of its own
     make = ["make", f"VENV={venv}", f"CONFIG={mine}", "verify-gguf"]
@@ -88,6 +86,17 @@ def measured(path: Path, seed: int, scratch: Path) -> dict:
         "train_seconds": manifest.read(graph.BY_NAME["train"].record(layout))["seconds"],
         "peak_mb": max(record.get("peak_mb", 0) for record in records),
     }
+
+
+def project(path: Path, seed: int) -> Path:
+    """The config of a seed: the one that was given, or one that extends it."""
+    if config.load(path).values.project.seed == seed:
+        return path
+    mine = Path(f"config/local/learning-{seed}.yaml")
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    values = {"extends": os.path.relpath(path, mine.parent), "project": {"name": f"learning-{seed}", "seed": seed}}
+    mine.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
+    return mine
 
 
 def margin(layout: graph.Layout) -> dict:
