@@ -22,13 +22,19 @@ ANSWERS = ("preferred", "failure", "refusal")
 
 
 def precision(folder: Path) -> str:
-    """What to compute in: 32 bits on a CPU whose bfloat16 is slow (no AMX), where twice the weights fit its memory."""
+    """What to compute in."""
     import psutil
 
-    if models.place(folder, four_bit=False) != "cpu" or models.processor_has("amx_bf16"):
+    if models.place(folder, four_bit=False) != "cpu":
         return models.compute_dtype("auto")
-    fits = 3 * models.weight_bytes(folder) < psutil.virtual_memory().available
-    return "float32" if fits else models.compute_dtype("auto")
+    return on_processor(models.weight_bytes(folder), psutil.virtual_memory().available)
+
+
+def on_processor(size: int, free: int) -> str:
+    """32 bits where the CPU's bfloat16 is slow (no AMX) and twice the `size` bytes of the weights fit `free`."""
+    if models.processor_has("amx_bf16") or 3 * size >= free:
+        return models.compute_dtype("auto")
+    return "float32"
 
 
 def cached(depends: list, make: Callable[[], dict]) -> dict:

@@ -6,6 +6,7 @@ of the phases after it those of merge and gguf are fitted to 0.5B, 1.5B and 7B (
 
 from dataclasses import dataclass
 
+from forge.evaluating import measuring, scoring
 from forge.planning.batch import Batch
 from forge.planning.hollow import Weights
 from forge.training.choices import ROUND, Choices
@@ -97,6 +98,20 @@ def verify_adapter(
         "adapter": adapter * 8,
         "answers": cache * GROWN,
         "scores": scores(tokens, vocabulary),
+    }
+    return sum_up(parts)
+
+
+def evaluate(weights: Weights, adapter: int, tokenizer: int, dtype: str, cache: int) -> Need:
+    """The base, and beside it, where that is small, a model of random weights as a control; the adapter is added to the
+    base's own weights. `cache` as in `verify_adapter`; logits of pairs come in batches."""
+    parts = {
+        "libraries": LIGHT + TOKENIZER * tokenizer,
+        "weights": weights.total * BYTES[dtype],
+        "control": weights.total * BYTES[dtype] if weights.total * 2 <= measuring.LARGEST_RANDOM else 0,
+        "adapter": adapter * 8,
+        "answers": cache * GROWN,
+        "logits": 2 * scoring.LOGIT_BYTES,
     }
     return sum_up(parts)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from forge import disk, environment, graph, manifest, models
 from forge.config import Config
 from forge.errors import ENVIRONMENT, ForgeError
+from forge.evaluating import measuring
 from forge.planning import machine, needs, remedy, source, times
 from forge.planning.batch import Batch
 from forge.planning.hollow import Weights
@@ -14,6 +15,8 @@ from forge.training.choices import Choices, fitting
 
 ASKED = 24  # answers at once, as compare.ANSWERS_AT_ONCE
 PROMPT = 64  # tokens of a question that is not known
+PAIRS, PAIR_TOKENS = 208, 660  # of a target of scenarios/evaluation/; the three answers, each with its question
+PROMPTS, ANSWERED = 3, 48  # sets of prompts that make evaluate asks, and what it asks of each at most
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,11 @@ class Planner:
             return self.needed
         if name == "verify-adapter":
             compute = models.compute_dtype("auto")
-            return needs.verify_adapter(weights, adapter, tokenizer, compute, self.cache(compute), tokens, vocabulary)
+            cache = self.cache(compute, min(ASKED, max(1, self.values.evaluation.questions)))
+            return needs.verify_adapter(weights, adapter, tokenizer, compute, cache, tokens, vocabulary)
+        if name == "evaluate":
+            compute = self.evaluated_in()
+            return needs.evaluate(weights, adapter, tokenizer, compute, self.cache(compute, ASKED))
         if name == "merge":
             base = self.values.merge.base
             return needs.merge(weights, adapter, tokenizer, dtype, base, tokens, vocabulary)
@@ -86,12 +93,19 @@ class Planner:
         median = self.estimator.statistics.get("tokens", {}).get("median") or self.estimator.limit
         return self.values.evaluation.heldout_rows * median
 
-    def cache(self, dtype: str) -> int:
-        """Bytes of keys and values of the answers that verify-adapter asks for at once."""
+    def evaluated_in(self) -> str:
+        """What make evaluate computes in."""
+        if self.there.card is not None:
+            return models.compute_dtype("auto")
+        size = self.estimator.weights.total * needs.BYTES[self.values.model.dtype]
+        return measuring.on_processor(size, self.there.memory)
+
+    def cache(self, dtype: str, asked: int) -> int:
+        """Bytes of keys and values of answers that are asked for at once."""
         text, evaluation = self.estimator.text, self.values.evaluation
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        tokens = min(ASKED, max(1, evaluation.questions)) * (PROMPT + evaluation.max_new_tokens)
+        tokens = asked * (PROMPT + evaluation.max_new_tokens)
         return 2 * text.num_hidden_layers * heads * width * tokens * needs.BYTES[dtype]
 
     def memory_failures(self, rows: list[Row]) -> list[ForgeError]:
@@ -176,6 +190,10 @@ class Planner:
             return self.training_seconds()
         if name == "verify-adapter":
             return times.score(weights, 2 * scored, rates) + times.answer(weights, 2 * answers, rates)
+        if name == "evaluate":
+            scored = 2 * min(evaluation.pairs, PAIRS) * PAIR_TOKENS
+            asked = 2 * PROMPTS * min(evaluation.answers, ANSWERED) * evaluation.max_new_tokens
+            return times.score(weights, scored, rates) + times.answer(weights, asked, rates)
         if name == "merge":
             return times.merge(size if self.values.merge.keep else 0, rates)
         if name == "verify-merged":
