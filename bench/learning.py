@@ -2,9 +2,9 @@
 
 Each seed is a project of its own (config/local/learning-<seed>.yaml), made by `make verify-gguf` in this checkout:
 another split, another order, another adapter. The config's own seed is the config's own project. A seed that is made
-already is not made again, so the projects stay (remove models/*/learning-* and models/learning-* to be rid of them). The
-reference is
-the untrained base, converted and quantized the same way and asked the same questions by the same llama.cpp.
+already is not made again, so the projects stay (remove models/*/learning-* and models/learning-* to be rid of them).
+The reference is the untrained base, converted and quantized the same way and asked the same questions by the same
+llama.cpp.
 
 The JSON line's ours and reference are medians over the seeds of the share of right answers; peak_mb is the
 largest of all phases; `rows` has every seed. With the starter a seed takes as long as `make all`.

@@ -10,6 +10,7 @@ With --model it measures another model folder (an adapter or a whole model of th
   python scripts/evaluate_model.py --model models/archive/forge-starter-adapter-0123abcd --metrics safety,coherence
 """
 
+import functools
 from pathlib import Path
 
 from forge import chat, compare, files, manifest, models, phase, questions, sources
@@ -46,14 +47,14 @@ def measure(run: phase.Run, wanted: sets.Sets, folder: Path) -> tuple[dict, dict
     models.prepare()
     tokenizer, limit = models.tokenizer(run.layout.base), run.settings["evaluation"]["max_new_tokens"]
     dtype = measuring.precision(run.layout.base)
-    run.say(f"{len(wanted.pairs)} pairs of {', '.join(wanted.targets)}, {len(wanted.asked)} questions, in {dtype}")
-    loaded = []
+    how = f"{dtype}{', the weights in 4 bits' if models.place(run.layout.base)[1] else ''}"
+    run.say(f"{len(wanted.pairs)} pairs of {', '.join(wanted.targets)}, {len(wanted.asked)} questions, in {how}")
 
+    @functools.cache
     def base():
-        loaded.append(loaded.pop() if loaded else models.causal_lm(run.layout.base, dtype))
-        return loaded[0]
+        return models.to_measure(run.layout.base, dtype)
 
-    depends = [manifest.digest(run.inputs["model"]), wanted.digest(), limit, dtype]
+    depends = [manifest.digest(run.inputs["model"]), wanted.digest(), limit, how]
     before = measuring.cached(
         ["base", *depends],
         lambda: run.say("the base:") or measuring.of_model(base(), tokenizer, wanted, limit, run.say),
@@ -75,10 +76,12 @@ def measure(run: phase.Run, wanted: sets.Sets, folder: Path) -> tuple[dict, dict
 
 
 def tuned_model(base, folder: Path, dtype: str):
-    """The base with the adapter of a folder added to its weights, or the whole model of a folder."""
+    """The base with the adapter of a folder added to its weights (in 4 bits: beside them, which is exact), or the whole
+    model of a folder."""
     if not (folder / "adapter_config.json").is_file():
-        return models.causal_lm(folder, dtype)
-    return models.with_adapter(base(), folder).merge_and_unload(safe_merge=False)
+        return models.to_measure(folder, dtype)
+    model = models.with_adapter(base(), folder)
+    return model if getattr(base(), "is_loaded_in_4bit", False) else model.merge_and_unload(safe_merge=False)
 
 
 def ask(tuned, tokenizer, run: phase.Run) -> list[dict]:

@@ -22,7 +22,7 @@ def work(run: phase.Run) -> dict:
     tokenizer = models.tokenizer(run.layout.base)
     nonzero, total = adapter_weights(run.layout.adapter)
     rows = compare.heldout_rows(run.layout.dataset, tokenizer, limits["heldout_rows"])
-    base = models.causal_lm(run.layout.base, models.compute_dtype("auto"))
+    base = models.to_measure(run.layout.base, models.compute_dtype("auto"))
     before = compare.scores(compare.hugging_face(base), rows)
     held = questions.heldout(run.layout.dataset, limits["questions"])
     asked = [row["prompt"] for row in held] or [chat.conversation(system_prompt(run), "Who are you?")]
@@ -151,9 +151,9 @@ def ask(run: phase.Run) -> bool:
             "the merged model was not kept (merge.keep)", "leave --model-type out: the adapter says the same"
         )
     if arguments.model_type == "merged":
-        model = models.causal_lm(folder, dtype)
+        model = models.to_measure(folder, dtype)
     else:
-        model = models.with_adapter(models.causal_lm(run.layout.base, dtype), folder)
+        model = models.with_adapter(models.to_measure(run.layout.base, dtype), folder)
     tokenizer = models.tokenizer(run.layout.base)
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.do_sample else None
     for question in wanted:

@@ -380,16 +380,16 @@ def test_train(checkout, write_config):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1600)  # 10 processes that load torch
+@pytest.mark.timeout(1600)  # 8 processes that load torch
 def test_train_growth(checkout, write_config, tmp_path):
     write_config(checkout)
     plot = tmp_path / "plot.svg"
-    arguments = ["--lengths", "64", "256", "--rows", "9", "17", "--steps", "1", "--plot", str(plot)]
+    arguments = ["--lengths", "64", "256", "--rows", "9", "--steps", "1", "--plot", str(plot)]
     lines, line = result(bench("train_growth.py", "--config", "config/test.yaml", *arguments, cwd=checkout))
     assert [(row["length"], row["rows_a_step"]) for row in line["rows"][:2]] == [(64, 32), (256, 8)]
-    assert [row["count"] for row in line["rows"][2:]] == [9, 17]
+    assert [row["count"] for row in line["rows"][2:]] == [9]
     assert min(value for row in line["rows"] for value in row.values()) > 0
     paces = [row["tokens_per_second"] for row in line["rows"][:2]]
     assert [line["reference"], line["ours"]] == paces
-    assert [text.split()[0] for text in lines[-3:-1]] == ["9", "17"]
+    assert lines[-2].split()[0] == "9"
     assert plot.read_text(encoding="utf-8").startswith("<?xml")

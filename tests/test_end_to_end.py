@@ -185,9 +185,10 @@ def test_make_all_ends_with_base_beside_tuned(chain):
 
 
 def test_bench_learning_counts_what_each_seed_learned(copy):
+    """The config's own seed, whose project is made already."""
     (copy / "venv/ready.ok").touch()
     done = subprocess.run(
-        [sys.executable, ROOT / "bench/learning.py", "--config", "config/test.yaml", "--seeds", "7"],
+        [sys.executable, ROOT / "bench/learning.py", "--config", "config/test.yaml", "--seeds", "42"],
         cwd=copy,
         env={**os.environ, "VENV": "venv"},
         capture_output=True,
@@ -200,10 +201,21 @@ def test_bench_learning_counts_what_each_seed_learned(copy):
         "a random base knows nothing"
     )
     [row] = found["rows"]
-    answers = files.read_jsonl(copy / "evaluation/learning-7/verify-gguf/items.jsonl")
+    answers = files.read_jsonl(copy / "evaluation/test/verify-gguf/items.jsonl")
     said = [item["contains_facts"] for item in answers if item["quantization"] == "Q4_K_M"][1:]
     assert found["ours"] == row["tuned"]["share"] == sum(said) / len(said)
     assert row["base"]["asked"] == row["tuned"]["asked"] == len(said) == 2
+    assert row["margin"]["verdict"] == "NOT_RUN"
+
+
+def test_bench_learning_gives_another_seed_a_project_of_its_own(copy, monkeypatch):
+    import learning
+
+    monkeypatch.chdir(copy)
+    own = Path("config/test.yaml")
+    assert learning.project(own, 42) == own
+    project = config.load(learning.project(own, 7)).values.project
+    assert (project.name, project.seed, project.license) == ("learning-7", 7, "mit")
 
 
 def test_the_disk_that_was_worked_out_is_what_the_files_take(chain, tiny_base):

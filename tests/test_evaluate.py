@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import PAGES, read_rows
-from forge import config, files, graph, phase
-from forge.evaluating import feedback
+from forge import config, files, graph, models, phase
+from forge.evaluating import feedback, measuring, sets
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -326,3 +326,45 @@ def test_only_pass_opens_the_gate(checkout, write_config, monkeypatch, told):
     assert not run.record.exists()
     run.gate(lambda run: {**facts, "verdict": "PASS"})
     assert json.loads(run.record.read_text(encoding="utf-8"))["verdict"] == "PASS"
+
+
+# -- where a model is measured --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "wanted"),
+    [
+        (15.2e9, 24e9, ("cuda:0", False)),
+        (15.2e9, 7.2e9, ("cuda:0", True)),  # what an 8 GB card has free
+        (15.2e9, 6.5e9, ("cpu", False)),
+        (29.5e9, 15.5e9, ("cuda:0", True)),
+        (3.1e9, 7.2e9, ("cuda:0", False)),
+    ],
+)
+def test_a_card_takes_a_model_whole_or_in_four_bits(monkeypatch, size, free, wanted):
+    """No card is here: what one has free is made up."""
+    import torch
+
+    monkeypatch.setattr(models, "device", lambda: "cuda:0")
+    monkeypatch.setattr(models, "weight_bytes", lambda folder: size)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2 * free))
+    assert models.place(Path("base")) == wanted
+    assert models.whole(Path("base")) == ("cpu" if wanted[1] else wanted[0])
+
+
+def test_in_four_bits_base_and_adapter_are_measured_side_by_side(work, tiny_base, monkeypatch):
+    import evaluate_model
+
+    monkeypatch.setattr(models, "place", lambda folder: ("cpu", True))
+    base = models.to_measure(tiny_base, "float32")
+    assert base.is_loaded_in_4bit
+    assert measuring.random_model(tiny_base, "float32") is None, "a control that would not fit is left out"
+    tokenizer = models.tokenizer(tiny_base)
+    pairs = sets.gather(
+        config.load(Path("config/test.yaml")).view("evaluate")["evaluation"], "", [], Path("none")
+    ).pairs
+    before = measuring.of_pairs(base, tokenizer, pairs)
+    tuned = evaluate_model.tuned_model(lambda: base, work / "models/bees-adapter", "float32")
+    assert tuned.peft_config, "the adapter stays beside the weights"
+    margins = measuring.margins(before, measuring.of_pairs(tuned, tokenizer, pairs))
+    assert len(margins) == 6 and all(margin is not None and margin != 0 for margin in margins)

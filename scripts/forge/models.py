@@ -137,7 +137,7 @@ def causal_lm(
             dtype=getattr(torch, dtype),
             quantization_config=quantization,
             attn_implementation=attention,
-            device_map={"": where or place(folder, quantization is not None)},
+            device_map={"": where or (device() if quantization is not None else whole(folder))},
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -211,16 +211,44 @@ def named(shapes: Mapping[str, tuple[int, ...]], names: Iterable[str]) -> list[t
     return [shape for name, shape in shapes.items() if f".{name}".endswith(ends)]
 
 
-def place(folder: Path, four_bit: bool) -> str:
-    """The GPU when the weights fit what is free there (a fifth more for activations), else the CPU.
+def whole(folder: Path) -> str:
+    """Where a model of a folder is loaded in 16 bits or more: the GPU when it fits there, else the CPU."""
+    where, four_bit = place(folder)
+    return "cpu" if four_bit else where
 
-    7B in 16 bits are 15 GB: an 8 GB card trains them in 4 bits, but checks run on the CPU.
+
+def place(folder: Path) -> tuple[str, bool]:
+    """Where a model of a folder is measured, and whether in 4 bits.
+
+    The GPU when its weights fit what is free there (a fifth more for activations), else the GPU in 4 bits, else the
+    CPU. Of 7B, 15 GB, 4 bits leave 5.7, the vocabulary in 16 bits included; answers and logits take some more.
     """
     import torch
 
-    if device() == "cpu" or four_bit:
-        return device()
-    return device() if weight_bytes(folder) * 1.2 < torch.cuda.mem_get_info()[0] else "cpu"
+    if device() == "cpu":
+        return "cpu", False
+    free, size = torch.cuda.mem_get_info()[0], weight_bytes(folder)
+    four_bit = size * 1.2 >= free
+    return (device(), four_bit) if not four_bit or size * 0.4 + 8e8 < free else ("cpu", False)
+
+
+def to_measure(folder: Path, dtype: str):
+    """A model to be measured, as `place` says."""
+    where, four_bit = place(folder)
+    return causal_lm(folder, dtype, nf4(dtype) if four_bit else None, where=where)
+
+
+def nf4(dtype: str):
+    """4 bits as `quantization` has them by default, computed with in `dtype`."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
 
 
 def device() -> str:

@@ -25,7 +25,7 @@ def precision(folder: Path) -> str:
     """What to compute in."""
     import psutil
 
-    if models.place(folder, four_bit=False) != "cpu":
+    if models.place(folder)[0] != "cpu":
         return models.compute_dtype("auto")
     return on_processor(models.weight_bytes(folder), psutil.virtual_memory().available)
 
@@ -105,11 +105,11 @@ def shuffled(pairs: list[Pair]) -> list[Pair]:
 
 
 def random_model(folder: Path, dtype: str):
-    """The base's architecture with random weights (seed 0); None where it would not fit."""
+    """The base's architecture with random weights (seed 0); None where it would not fit beside the base."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if models.weight_bytes(folder) > LARGEST_RANDOM:
+    if models.weight_bytes(folder) > LARGEST_RANDOM or models.place(folder)[1]:
         return None
     torch.manual_seed(0)
     shape = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
