@@ -133,6 +133,16 @@ def test_secrets_are_not_written(checkout):
     assert "redacted" in audit.entries()[0][0]["config"]["project"]["description"]
 
 
+def test_digests_are_kept_and_keys_in_the_config_are_not(log):
+    names = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(300)]
+    subject = [{"name": "tokenizer.json", "token": "the secret key", "sha256": name} for name in names]
+    key = hashlib.sha1(b"a key").hexdigest()
+    audit.append("done", subject=subject, git_commit=key, config={"api_key": key})
+    [*_, entry] = audit.entries()[0]
+    assert [item["sha256"] for item in entry["subject"]] == names
+    assert (entry["git_commit"], "redacted" in entry["config"]["api_key"]) == (key, True)
+
+
 # -- with phases -------------------------------------------------------------------------------------------------
 
 

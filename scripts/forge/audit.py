@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ from forge.errors import INTEGRITY, ForgeError
 LOG = Path("logs/audit.jsonl")
 GENESIS = "0" * 64
 TORN = "torn"  # the event that notes a line which a crash left unfinished
+DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # of git, SHA-256
 TAIL = 1 << 16  # bytes read at once to find the last line
 
 
@@ -42,9 +44,23 @@ def append(event: str, **what: object) -> dict:
 def _readable(text: str, what: dict) -> dict:
     """What the redacted text says; names alone when the redaction broke its form."""
     try:
-        return json.loads(text)
-    except ValueError:
+        found, before = json.loads(text), json.loads(json.dumps(what))
+        return {key: value if key == "config" else _with_digests(value, before[key]) for key, value in found.items()}
+    except (ValueError, KeyError):
         return {"redacted": sorted(what)}
+
+
+def _with_digests(redacted, original):
+    """The redacted content with its digests as they were: some look like keys to the detectors, beside such names.
+
+    Not in the config: a key of 40 hexadecimal digits that somebody wrote there is no digest.
+    """
+    if isinstance(original, dict) and isinstance(redacted, dict) and len(original) == len(redacted):
+        pairs = zip(redacted.items(), original.values(), strict=True)
+        return {key: _with_digests(value, before) for (key, value), before in pairs}
+    if isinstance(original, list) and isinstance(redacted, list):
+        return [_with_digests(value, before) for value, before in zip(redacted, original, strict=True)]
+    return original if isinstance(original, str) and DIGEST.fullmatch(original) else redacted
 
 
 @contextlib.contextmanager
