@@ -108,7 +108,9 @@ class Finished:
 
     def contents_of_phases(self) -> dict[str, dict]:
         """Files of each phase, by name; of a gate its items alone, the verdict is written by `write`."""
-        lines = {name: "".join(map(files.json_line, rows)) for name, rows in (("metrics", METRICS), ("dropped", DROPPED))}
+        lines = {
+            name: "".join(map(files.json_line, rows)) for name, rows in (("metrics", METRICS), ("dropped", DROPPED))
+        }
         lines |= {"heldout": "".join(map(files.json_line, heldout_items()))}
         lines |= {"asked": "".join(map(files.json_line, evaluation_items()))}
         lines |= {"file": "".join(map(files.json_line, file_items()))}
@@ -141,7 +143,13 @@ class Finished:
         check = {"name": "rows", "value": 259, "limit": ">= 8", "n": None, "passed": True}
         return {
             "verify-adapter": {"checks": [check], "comparison": COMPARED, "answers": {"base": score, "tuned": score}},
-            "evaluate": {"checks": [], "cause": "", "targets": ["ai_psychosis"], "signals": SIGNALS, "detectors": DETECTORS},
+            "evaluate": {
+                "checks": [],
+                "cause": "",
+                "targets": ["ai_psychosis"],
+                "signals": SIGNALS,
+                "detectors": DETECTORS,
+            },
             "verify-gguf": {"checks": [check], "fidelity": {"Q4_K_M": FIDELITY}, "answers": {"Q4_K_M": score}},
         }.get(name, {"checks": [check]})
 

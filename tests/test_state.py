@@ -12,7 +12,7 @@ from forge.errors import ForgeError
 
 @pytest.fixture
 def project(checkout, write_config) -> Finished:
-    return Finished(write_config(checkout, base="org/tiny"))
+    return Finished(write_config(checkout, base="org/tiny").relative_to(checkout))
 
 
 def names(project: Finished) -> dict[str, str]:

@@ -5,6 +5,7 @@ What a phase has not done is None here, and the page says so: a verdict counts o
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import yaml
@@ -29,7 +30,9 @@ def gather(configuration: Config) -> dict:
     verdicts = {found.phase.name: current_verdict(found, layout) for found in listed if found.phase.gate}
     told = {
         "project": project.model_dump(mode="json"),
-        "given": "" if configuration.path == Path("config/training_config.yaml") else f" CONFIG={configuration.path}",
+        "given": ""
+        if configuration.path == Path("config/training_config.yaml")
+        else f" CONFIG={shlex.quote(str(configuration.path))}",
         "headline": headline(listed, verdicts),
         "states": {name: {"name": found.name, "note": found.note} for name, found in states.items()},
         "gates": [lineage.gate(states[name], verdict) for name, verdict in verdicts.items()],
