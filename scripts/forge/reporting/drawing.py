@@ -10,6 +10,7 @@ import re
 from markupsafe import Markup
 
 NARROW = 4.6  # inches wide: 331 units of the SVG, about the width of a phone's screen
+LETTERS = 60  # of a label: as many as fit that width
 # What is drawn in the left colour appears in the right one, which the page sets for light and dark.
 COLOURS = {
     "#000001": "var(--ink)",
@@ -103,7 +104,8 @@ def intervals(name: str, signals: list[dict], unit: str) -> Markup | None:
             axes.plot(signal["value"], place, color=TUNED, marker="o", markersize=5)
             if signal["limit"] is not None and abs(signal["limit"]) <= room:
                 axes.plot([signal["limit"]] * 2, [place - 0.22, place + 0.22], color=BAD, linewidth=2)
-            axes.text(0, place + 0.3, signal["name"], transform=axes.get_yaxis_transform())
+            label = "".join(letter for letter in signal["name"] if letter.isprintable())[:LETTERS]
+            axes.text(0, place + 0.3, label, transform=axes.get_yaxis_transform())
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.set_ylim(-0.5, len(drawn) - 0.2)

@@ -3,6 +3,7 @@
 What a phase has not done is None here, and the page says so: a verdict counts only where it is about what is there now.
 """
 
+import itertools
 import json
 import math
 import shlex
@@ -11,13 +12,14 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
-from forge import files, graph, manifest, state
+from forge import graph, manifest, state
 from forge.config import Config
 from forge.data import secrets
 from forge.errors import INTEGRITY, ForgeError
 from forge.reporting import answers, drawing, lineage, results
 
 MOST = 200  # rows of a table of the page
+EXAMPLES = 20  # of what was dropped
 
 
 def gather(configuration: Config) -> dict:
@@ -30,9 +32,7 @@ def gather(configuration: Config) -> dict:
     verdicts = {found.phase.name: current_verdict(found, layout) for found in listed if found.phase.gate}
     told = {
         "project": project.model_dump(mode="json"),
-        "given": ""
-        if configuration.path == Path("config/training_config.yaml")
-        else f" CONFIG={shlex.quote(str(configuration.path))}",
+        "given": given(configuration.path),
         "headline": headline(listed, verdicts),
         "states": {name: {"name": found.name, "note": found.note} for name, found in states.items()},
         "gates": [lineage.gate(states[name], verdict) for name, verdict in verdicts.items()],
@@ -51,6 +51,11 @@ def gather(configuration: Config) -> dict:
         "reproduction": reproduction(states),
     }
     return redacted(told)
+
+
+def given(path: Path) -> str:
+    """What a command of the page must name beside its target."""
+    return "" if path == Path("config/training_config.yaml") else f" CONFIG={shlex.quote(str(path))}"
 
 
 def redacted(value):
@@ -170,12 +175,14 @@ def data(record: dict | None, layout: graph.Layout) -> dict | None:
     if record is None:
         return None
     statistics = read(layout.dataset / "statistics.json")
-    dropped = rows_of(layout.dataset / "dropped.jsonl")
+    dropped = rows_of(layout.dataset / "dropped.jsonl", EXAMPLES)
     kept = ("origin", "reason", "characters")  # not the text: it may be why it was dropped
+    older = {"sources": [], "dropped_reasons": {}, "redacted": {}, "unreadable": 0}  # versions told less
     return {
+        **older,
         **statistics,
-        "dropped": [{key: row.get(key) for key in kept} for row in dropped[:20]],
-        "sources": statistics["sources"][:MOST],
+        "dropped": [{key: row.get(key) for key in kept} for row in dropped],
+        "sources": statistics.get("sources", [])[:MOST],
     }
 
 
@@ -238,9 +245,13 @@ def read(path: Path) -> dict:
         ) from None
 
 
-def rows_of(path: Path) -> list[dict]:
+def rows_of(path: Path, most: int | None = None) -> list[dict]:
+    """The first rows of a JSONL file, all without `most`; an absent file has none."""
+    if not path.is_file():
+        return []
     try:
-        return files.read_jsonl(path)
+        with path.open(encoding="utf-8") as handle:
+            return [json.loads(line) for line in itertools.islice(handle, most)]
     except ValueError as error:
         raise ForgeError(
             f"{path} cannot be read: {error}", "run make status: it names what is not whole", INTEGRITY

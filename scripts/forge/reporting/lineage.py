@@ -5,7 +5,7 @@ from forge.ggufmeta import public_name
 from forge.state import DELETED, FAILED, MISSING, STALE, State
 
 WIDE, HIGH, GAP, LANE = 360, 62, 56, 34  # units of the SVG: its width, a box, the room between two, the base's lane
-LETTERS = 44  # of a line in a box
+LETTERS = 52  # of a line in a box
 # Boxes from top to bottom, each with the phase that makes it, and the gates that stand between it and the next.
 CHAIN = (
     ("dataset", "Dataset", ("validate",)),
