@@ -75,7 +75,7 @@ $(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(EVALU
 .SECONDARY: $(MERGE)             # 15 GB that a user may delete without a rerun
 
 .PHONY: all setup env model dataset validate train verify-adapter evaluate merge verify-merged gguf verify-gguf
-.PHONY: modelfile audit verify-audit feedback regression status ask runs redo init test lint bench $(BENCHES) plan
+.PHONY: modelfile audit verify-audit feedback regression status ask report runs redo init test lint bench $(BENCHES) plan
 .PHONY: clean clean-models help FORCE
 
 #: Everyday
@@ -87,10 +87,12 @@ env: | $(VENV)/light.ok          ## check this machine: GPU, libraries, disk, me
 	@VENV="$(VENV)" bash scripts/verify_environment.sh --config "$(CONFIG)"
 plan: | $(READY)                 ## what the config needs of this machine: memory, disk, time
 	@$(PYTHON) scripts/plan.py --config "$(CONFIG)"
-status:                          ## what is done, stale (and why) or missing
+status:                          ## what is done, stale (and why), failed or missing
 	@$(PYTHON) scripts/status.py --config "$(CONFIG)"
 ask: $(MODELFILE)                ## ask the model: make ask PROMPT="Who are you?"
 	@$(PYTHON) scripts/ask.py --config "$(CONFIG)"
+report: | $(READY)               ## one page that shows it all: report/<name>/index.html
+	@$(PYTHON) scripts/write_report.py --config "$(CONFIG)"
 runs:                            ## every adapter that is kept: settings that differ, losses
 	@$(PYTHON) scripts/runs.py --config "$(CONFIG)"
 # The stamp counts as new (-W), so make runs the phase and, before it, only what is missing.

@@ -1,4 +1,4 @@
-"""Show what is done, what is stale and why, what is missing.
+"""Show what is done, what is stale and why, what failed or is missing.
 
 Reads the config and the records of all phases; changes nothing. Judged by content, not by time: a phase is
 `done` when config values, inputs and files are the recorded ones.
@@ -6,7 +6,7 @@ Reads the config and the records of all phases; changes nothing. Judged by conte
 
 import datetime
 
-from forge import config, graph, manifest, phase, sources
+from forge import config, files, graph, phase, state
 
 
 def main() -> None:
@@ -18,43 +18,33 @@ def show(configuration: config.Config) -> None:
     layout = configuration.layout
     print(f"{layout.name} ({configuration.path})\n")
     print(f"{'phase':15} {'state':8} {'size':>9} {'when':17} {'took':>7}  where, or why")
-    before = None
-    for row in graph.PHASES:
-        state, note, content = judge(row, configuration, before)
-        if state not in ("done", "deleted"):
-            before = before or row.name
-        print(f"{row.name:15} {state:8} {size(content):>9} {when(content):17} {took(content):>7}  {note}")
+    for found in state.of_phases(configuration):
+        told = found.phase.name, found.name, size(found.record), when(found, layout), took(found.record), found.note
+        print("{:15} {:8} {:>9} {:17} {:>7}  {}".format(*told))
 
 
-def judge(row: graph.Phase, configuration: config.Config, before: str | None):
-    record = row.record(configuration.layout)
-    content = manifest.read(record)
-    reason = manifest.why_stale(row, configuration, sources.outside(row.name, configuration))
-    if content is None and row.name == "merge" and before is None and _later_current(configuration):
-        return "deleted", "not needed: the GGUF was made from it", None
-    if content is None:
-        return "missing", f"make {row.name}", None
-    if reason is None and before:
-        return "waits", f"for {before}", content
-    return ("stale", reason, content) if reason else ("done", str(record), content)
+def size(record: dict | None) -> str:
+    """Of all files on record."""
+    return files.size_text(sum(item["size"] for item in record["subject"])) if record else ""
 
 
-def _later_current(configuration: config.Config) -> bool:
-    return manifest.why_stale(graph.BY_NAME["gguf"], configuration, None) is None
-
-
-def size(content: dict | None) -> str:
-    return f"{sum(item['size'] for item in content['subject']) / 1e6:.1f} MB" if content else ""
-
-
-def when(content: dict | None) -> str:
-    if not content or "started" not in content:
+def when(found: state.State, layout: graph.Layout) -> str:
+    """When it was made. The model's manifest holds no time (same model, same bytes): there its file's own tells it."""
+    if not found.record:
         return ""
-    return datetime.datetime.fromisoformat(content["started"]).astimezone().strftime("%Y-%m-%d %H:%M")
+    if "started" in found.record:
+        moment = datetime.datetime.fromisoformat(found.record["started"])
+    else:
+        made = [found.phase.folder(layout) / item["name"] for item in found.record["subject"]]
+        times = [path.stat().st_mtime for path in made if path.is_file()]
+        if not times:
+            return ""
+        moment = datetime.datetime.fromtimestamp(max(times), datetime.UTC)
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def took(content: dict | None) -> str:
-    return f"{content['seconds']:.0f} s" if content and "seconds" in content else ""
+def took(record: dict | None) -> str:
+    return f"{record['seconds']:.0f} s" if record and "seconds" in record else ""
 
 
 if __name__ == "__main__":

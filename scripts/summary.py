@@ -8,6 +8,7 @@ from pathlib import Path
 
 from forge import config, graph, manifest, phase
 from forge.errors import ForgeError
+from forge.reporting.results import figures
 
 
 def main() -> None:
@@ -41,27 +42,8 @@ def show(configuration: config.Config) -> None:
     )
     given = "" if configuration.path == Path("config/training_config.yaml") else f" CONFIG={configuration.path}"
     given += f" VENV={os.environ['VENV']}" if os.environ.get("VENV", ".venv") != ".venv" else ""
-    print(
-        f'next: make ask PROMPT="..."{given}    ollama create {_name(configuration)} -f Modelfile    make status{given}'
-    )
-
-
-def figures(results: dict, columns: list[str]) -> list[list[str]]:
-    """A line a figure, with its sample size: the base before training, with its adapter, each finished file."""
-    said, loss, kl = results["questions"], results["loss"], results["mean_kl"]
-    found = []
-    for name, part, whole in (
-        ("held-out questions answered with their fact", "right", "asked"),
-        ("answers that end by themselves", "stopped", "answers"),
-    ):
-        if any(said[column][whole] for column in columns):
-            found.append([name, *(f"{said[column][part]} of {said[column][whole]}" for column in columns)])
-    found.append(
-        [f"loss on {loss['rows']} held-out rows ({loss['tokens']} tokens)"] + [f"{loss[name]:.2f}" for name in columns]
-    )
-    files = columns[2:]
-    found.append(["KL divergence from the merged model", "-", "-", *(f"{kl[name]:.4f}" for name in files)])
-    return found
+    print(f'next: make ask PROMPT="..."{given}    ollama create {_name(configuration)} -f Modelfile')
+    print(f"      make report{given}    make status{given}")
 
 
 def table(header: list[str], body: list[list[str]]) -> None:

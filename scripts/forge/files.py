@@ -159,6 +159,14 @@ def move_in(staging: Path, folder: Path, record: str) -> None:
     remove(staging)
 
 
+def size_text(count: int) -> str:
+    """`811 B`, `105.5 MB`: decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
 def require_free_space(folder: Path, needed: int, purpose: str) -> None:
     """Refuse before the work starts when the disk cannot hold what it will write.
 
