@@ -19,6 +19,8 @@ from forge.publishing import licences, sending
 from hub_upload_standin import Hub, problems
 from made_model import QUANTIZATIONS
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # of the client, about its own HTTP library
+
 TOKEN = "hf_" + "a1B2c3D4" * 4
 REPO = "you/bees-GGUF"
 GGUFS = [f"bees-{name}.gguf" for name in QUANTIZATIONS]
@@ -306,6 +308,16 @@ def test_no_hub_at_all(project, upload, monkeypatch):
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     refused(lambda: upload(project()), 7, "no connection to the Hub")
+
+
+def test_xet_without_its_server_ends_kindly(project, upload, hub, monkeypatch):
+    """The stand-in does not speak Xet: the client must ask for it, and say so when there is none."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    error = refused(lambda: upload(project()), 7, "is not sent again")
+    assert any("xet-write-token" in path for _, path in hub.requests)
+    assert TOKEN not in error.cause + error.remedy and len(hub.commits) == 1
 
 
 def test_a_lost_answer_is_no_second_commit(project, upload, hub, monkeypatch):

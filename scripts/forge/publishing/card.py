@@ -1,6 +1,6 @@
 """The model card of a repository: one for each kind, made from records and verdicts alone, without time or machine.
 
-The text is card.md beside this file, a Jinja template that huggingface_hub fills. Metadata are what the Hub takes:
+The text is card.md.jinja beside this file, which huggingface_hub fills. Metadata are what the Hub takes:
 a base model only where it has a name on the Hub, a licence by the Hub's own names.
 """
 
@@ -13,7 +13,7 @@ from forge.publishing import licences
 from forge.publishing.evidence import Evidence
 from forge.publishing.scan import Item
 
-TEMPLATE = Path(__file__).with_name("card.md")
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 LIBRARIES = {"gguf": "gguf", "adapter": "peft", "merged": "transformers"}
 TAGS = {"gguf": ["gguf", "llama.cpp", "ollama"], "adapter": ["lora"], "merged": []}
 SETTINGS = (  # what a reader asks for first; all of them stand in the manifest

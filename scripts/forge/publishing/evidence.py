@@ -56,6 +56,8 @@ def gather(config: Config, kind: str) -> Evidence:
         _require_passed(config, name)
     records = lineage.load(NEEDS[kind], config, f"uploading the {kind}", weights=False)
     verdicts = {name: _verdict(config, name) for name in gates}
+    if kind == "gguf" and "results" not in records["modelfile"]:
+        raise ForgeError("the model's manifest is of an older version", f"run make modelfile CONFIG={config.path}")
     return Evidence(config, kind, records, verdicts)
 
 

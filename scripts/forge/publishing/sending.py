@@ -71,8 +71,8 @@ class Sending:
         operations = self.operations(there)
         commit = found.sha
         if operations:
-            size = sum(operation.upload_info.size for operation in operations if hasattr(operation, "upload_info"))
-            self.say(f"  sending {size / 1e6:.1f} MB to {repo}, {len(there)} files are there")
+            size = sum(item.size for item in self.plan.items if self.additions[item.name] in operations)
+            self.say(f"  sending {size / 1e6:.1f} MB to {repo}")
             commit = self.api.create_commit(
                 repo, operations, commit_message=self.message(), parent_commit=found.sha
             ).oid
