@@ -35,7 +35,7 @@ def passing(error: BaseException) -> bool:
 def what(error: BaseException) -> str:
     """The refusal in a few words: no address, for it may be good for an upload."""
     code = status(error)
-    return f"the Hub answers {code}" if code else f"no connection to the Hub ({type(error).__name__})"
+    return f"the Hub answers {code}" if code else f"no connection to the Hub ({_said(error)})"
 
 
 def explain(error: BaseException, repo: str) -> ForgeError:
@@ -76,4 +76,4 @@ def explain(error: BaseException, repo: str) -> ForgeError:
 def _said(error: BaseException) -> str:
     """The error's own words without addresses, which may carry signatures."""
     words = [word for word in one_line(f"{type(error).__name__}: {error}").split() if "://" not in word]
-    return " ".join(words)[:200]
+    return " ".join(words)[:160]
