@@ -76,7 +76,7 @@ $(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(EVALU
 
 .PHONY: all setup env model dataset validate train verify-adapter evaluate merge verify-merged gguf verify-gguf
 .PHONY: modelfile audit verify-audit feedback regression status ask report runs redo init test lint bench $(BENCHES) plan
-.PHONY: clean clean-models help FORCE
+.PHONY: upload-plan upload clean clean-models help FORCE
 
 #: Everyday
 all: modelfile                   ## everything, up to a loadable, verified model
@@ -129,6 +129,11 @@ feedback:                        ## write what failed where scenario-forge looks
 	@$(PYTHON) scripts/export_feedback.py --config "$(CONFIG)"
 regression:                      ## compare the evaluation with the last release in baselines/
 	@$(PYTHON) scripts/regression.py --config "$(CONFIG)"
+# Neither makes anything first: what is sent is what was looked at.
+upload-plan: | $(READY)          ## show what make upload would send, and where; nothing is sent
+	@$(PYTHON) scripts/upload_model.py --config "$(CONFIG)" --plan
+upload: | $(READY)               ## send the model to the Hub: private, checked, only what passed
+	@$(PYTHON) scripts/upload_model.py --config "$(CONFIG)"
 
 #: For contributors
 test: | $(VENV)/dev.ok           ## the tests, slow ones included

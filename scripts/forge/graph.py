@@ -81,6 +81,11 @@ class Layout:
     def gguf(self, quantization: str) -> Path:
         return self.gguf_folder / f"{self.name}-{quantization}.gguf"
 
+    @property
+    def upload(self) -> Path:
+        """Record of what was sent to the Hub, by repository."""
+        return Path("models/upload") / self.name / "upload.json"
+
     def gate(self, phase: str) -> Path:
         return GATES / self.name / phase
 

@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from forge import VERSION, archive, audit, config, files, graph, manifest, sources
-from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTEGRITY, INTERRUPTED, LOCKED, OK, ForgeError, one_line
+from forge import VERSION, archive, audit, config, files, graph, lineage, manifest, sources
+from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTERRUPTED, LOCKED, OK, ForgeError, one_line
 
 OVERRIDE = "OVERRIDE_REASON"  # variable of the environment: why a verdict that is no PASS is overridden
 PACKAGES = [
@@ -116,43 +116,7 @@ class Run:
 
     def load_inputs(self) -> None:
         """Read the records of what this phase needs and check every byte behind them."""
-        for name in self.phase.needs:
-            needed = graph.BY_NAME[name]
-            record = needed.record(self.layout)
-            content = manifest.read(record)
-            if content is None:
-                raise ForgeError(
-                    f"{self.phase.name} needs {record}, which is not there",
-                    f"run make {name} CONFIG={self.config.path}",
-                )
-            outside = sources.outside(name, self.config) if needed.gate else None
-            changed = manifest.changed_inputs(needed, self.layout, content, outside) if needed.gate else []
-            if changed:
-                named = ["set of files" if item == "sources" else item for item in changed]
-                raise ForgeError(
-                    f"{name} passed for another {' and '.join(named)} than is there now",
-                    f"run make {name} CONFIG={self.config.path}",
-                    GATE_NOT_PASSED,
-                )
-            manifest.verify(record, content, self.phase.weights)
-            self.inputs[name] = content
-        self.require_one_lineage()
-
-    def require_one_lineage(self) -> None:
-        """What is read was made from each other: an adapter from this base, a GGUF from this merged model.
-
-        make sees to that; a script that is run alone could be given an adapter of another base.
-        """
-        for name, content in self.inputs.items():
-            for item in content["inputs"]:
-                other = self.inputs.get(item["name"])
-                if other is not None and manifest.digest(other) != item["sha256"]:
-                    folder = graph.BY_NAME[name].folder(self.layout)
-                    raise ForgeError(
-                        f"{folder} was made from another {item['name']} than is there now",
-                        f"run make {name} CONFIG={self.config.path}, or restore the {item['name']} it was made from",
-                        INTEGRITY,
-                    )
+        self.inputs = lineage.load(self.phase.needs, self.config, self.phase.name, self.phase.weights)
 
     def write_record(self, facts: dict, folder: Path, names: list[str] | None = None, **more: object) -> None:
         content = {

@@ -432,6 +432,21 @@ class Ollama(Section):
     )
 
 
+class Upload(Section):
+    """Read by no phase: an edit makes nothing anew."""
+
+    repo: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+/[\w.{}-]+$",
+        description="the Hub's repository, org/name; with several kinds in `what` it holds {what}, as in "
+        "org/name-{what}: each kind has its own repository and card",
+    )
+    private: bool = Field(True, description="false: a repository that is made is public, and a public one is taken")
+    what: list[Literal["gguf", "adapter", "merged"]] = Field(
+        ["gguf"], min_length=1, description="the GGUF files with their Modelfile, the adapter, the merged model"
+    )
+
+
 class TrainingConfig(Section):
     """The whole file."""
 
@@ -445,6 +460,7 @@ class TrainingConfig(Section):
     merge: Merge = Merge()
     gguf: Gguf = Gguf()
     ollama: Ollama = Ollama()
+    upload: Upload = Upload()
 
 
 def contradictions(config: TrainingConfig) -> list[tuple[str, str, str]]:
@@ -507,6 +523,15 @@ def contradictions(config: TrainingConfig) -> list[tuple[str, str, str]]:
                 "merge.keep",
                 "an importance matrix is measured on the merged model, which is not kept",
                 "set merge.keep to true or gguf.importance_matrix to false",
+            )
+        )
+    upload = config.upload
+    if upload.repo and len(upload.what) > 1 and "{what}" not in upload.repo:
+        found.append(
+            (
+                "upload.repo",
+                f"{' and '.join(upload.what)} would share one repository, which has one card",
+                f"write {upload.repo}-{{what}}, or name one kind in upload.what",
             )
         )
     training = config.training
