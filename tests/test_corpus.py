@@ -24,6 +24,8 @@ HELP = dict(re.findall(r"^([a-z-]+):.*## +(.*)", (ROOT / "Makefile").read_text(e
 KEYS = dict(
     reversed([leaf for name, info in schema.TrainingConfig.model_fields.items() for leaf in leaves(name, info)])
 )
+# What comes after `make all`: the pages are kept still, so that it retrains nobody.
+AFTER_ALL = ("serve", "upload", "report")
 UNITS = [unit for page in PAGES for unit in reading.read(page)]
 GROUPS = [(unit, group) for unit in UNITS for group in unit.questions]
 PROSE = "\n\n".join(block.text for unit in UNITS for block in unit.blocks)
@@ -209,7 +211,9 @@ def test_every_setting_stands_in_the_pages_with_its_default():
     told = re.findall(r"`([\w.]+)` [^`]*?Its default is (`[^`]+`|\S+?)(?=[.,;]?(?:\s|$))", PROSE)
     told += [(name, "given") for name in re.findall(r"`([\w.]+)` [^`.]*\. It must be given\.", PROSE)]
     defaults = {
-        name: "given" if field.default is PydanticUndefined else shown(field.default) for name, field in KEYS.items()
+        name: "given" if field.default is PydanticUndefined else shown(field.default)
+        for name, field in KEYS.items()
+        if name.split(".")[0] not in AFTER_ALL
     }
     assert sorted((name, value.strip("`")) for name, value in told) == sorted(defaults.items())
 
