@@ -61,22 +61,23 @@ def questions() -> Iterator[str]:
 
 def reply(answer: talk.Answer, turns: talk.Turns, question: str) -> None:
     """Ask, show the answer, remember both. What does not fit the context is forgotten, the oldest first."""
-    turns.append({"role": "user", "content": question})
+    asked, forgotten = [*turns, {"role": "user", "content": question}], False
     while True:
         try:
-            turns.append({"role": "assistant", "content": answer(turns, write)})
+            asked.append({"role": "assistant", "content": answer(asked, write)})
             break
         except KeyboardInterrupt:
-            turns.pop()  # half an answer is no example for the next one
-            write(" (stopped)")
-            break
+            write(" (stopped)\n")
+            return  # half an answer is no example for the next one
         except talk.TooLong:
-            if not talk.shorten(turns):
-                turns.pop()
-                write("(this question is longer than the model's context)")
-                break
-            tell("(the context is full: the oldest question is forgotten)")
+            if not talk.shorten(asked):
+                write("(this question is longer than the model's context)\n")
+                return
+            forgotten = True
     write("\n")
+    turns[:] = asked
+    if forgotten:
+        tell("(the context was full: the oldest question is forgotten)")
 
 
 def write(text: str) -> None:

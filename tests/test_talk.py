@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import chat_model
 import pytest
+import sync_config
+from forge import graph
 from forge.errors import BAD_INPUT
 from forge.serving import talk
 from shipping import SYSTEM, finish
@@ -55,16 +58,17 @@ def test_the_oldest_question_is_forgotten_when_the_context_is_full(capsys):
     for question in ("One?", "Two?", "Three?"):
         chat_model.reply(answer, turns, question)
     assert [turn["content"] for turn in turns] == [SYSTEM, "Two?", "Yes.", "Three?", "Yes."]
-    assert capsys.readouterr().err == "(the context is full: the oldest question is forgotten)\n"
+    assert capsys.readouterr().err == "(the context was full: the oldest question is forgotten)\n"
 
 
 def test_a_question_that_never_fits_is_told(capsys):
     def answer(turns, write):
         raise talk.TooLong
 
-    turns = [{"role": "system", "content": SYSTEM}]
+    before = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+    turns = list(before)
     chat_model.reply(answer, turns, "One?")
-    assert [turn["role"] for turn in turns] == ["system"]
+    assert turns == before
     assert capsys.readouterr().out == "(this question is longer than the model's context)\n"
 
 
@@ -104,6 +108,7 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends_the_talk(ready, en
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "dumb"
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background ignore it
         os.execv(sys.executable, [sys.executable, "scripts/chat_model.py", *ready, "--max-tokens", "400"])
     seen = b""
 
@@ -151,6 +156,13 @@ def test_no_model_yet(checkout, write_config, run_script):
     done = run_script("chat_model.py", "--config", "config/test.yaml")
     assert done.returncode == BAD_INPUT
     assert done.stderr == "FAIL there is no GGUF yet\n  do run make all CONFIG=config/test.yaml\n"
+
+
+def test_make_says_what_it_must_do_before_the_talk(capsys):
+    sync_config.announce("chat", {"gguf": "changed: merge"}, graph.Layout("none", Path("models/base/x")))
+    assert capsys.readouterr().err == (
+        "chat needs first: gguf (changed: merge); verify-gguf (after gguf); modelfile (after gguf)\n"
+    )
 
 
 # -- the base beside it -----------------------------------------------------------------------------------------
