@@ -23,11 +23,11 @@ def serve(configuration: config.Config) -> None:
     wanted = configuration.values.serve.model_dump()
     key = access.key()
     access.require_key(wanted["host"], key)
+    listening = access.listen(wanted["host"], wanted["port"])  # first: a port in use is told at once
     model = finished.find(configuration)
     context = context_of(model, wanted["context"])
     native = wanted["engine"] == "llama-server"
     built = compiling.ready(native_server.SERVER, say) if native else None
-    listening = access.listen(wanted["host"], wanted["port"])
     url = access.url(wanted["host"], wanted["port"])
     say(f"{model.path.name}, context {context} tokens, by {wanted['engine']} on {wanted['host']}")
     say(f"the key is that of {access.KEY}" if key else f"no key is wanted: {access.KEY} is not set")

@@ -42,7 +42,7 @@ def require_key(host: str, known: str | None) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address: bound before the model is loaded, so that a taken port is told at once.
+    """A socket bound to the address.
 
     Raises ForgeError: 7 for a port in use, 2 for an address that is not this machine's.
     """
