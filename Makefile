@@ -75,8 +75,8 @@ $(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(EVALU
 .SECONDARY: $(MERGE)             # 15 GB that a user may delete without a rerun
 
 .PHONY: all setup env model dataset validate train verify-adapter evaluate merge verify-merged gguf verify-gguf
-.PHONY: modelfile audit verify-audit feedback regression status ask report runs redo init test lint bench $(BENCHES) plan
-.PHONY: upload-plan upload clean clean-models help FORCE
+.PHONY: modelfile status ask chat report runs redo init serve ciris-env deploy undeploy upload-plan upload audit
+.PHONY: verify-audit feedback regression test lint bench $(BENCHES) plan clean clean-models help FORCE
 
 #: Everyday
 all: modelfile                   ## everything, up to a loadable, verified model
@@ -91,6 +91,8 @@ status:                          ## what is done, stale (and why), failed or mis
 	@$(PYTHON) scripts/status.py --config "$(CONFIG)"
 ask: $(MODELFILE)                ## ask the model: make ask PROMPT="Who are you?"
 	@$(PYTHON) scripts/ask.py --config "$(CONFIG)"
+chat: $(MODELFILE)               ## talk to the model in the terminal
+	@$(PYTHON) scripts/chat_model.py --config "$(CONFIG)"
 report: | $(READY)               ## one page that shows it all: report/<name>/index.html
 	@$(PYTHON) scripts/write_report.py --config "$(CONFIG)"
 runs:                            ## every adapter that is kept: settings that differ, losses
@@ -121,6 +123,14 @@ modelfile: $(MODELFILE)          ## write the Modelfile and gguf_model_manifest.
 publish = cmp -s $(1) $(2) || { cp $(1) $(2).partial && mv $(2).partial $(2) && echo "wrote $(2)"; }
 
 #: After all, on purpose
+serve: $(MODELFILE)              ## an OpenAI-compatible server of the model on this machine
+	@$(PYTHON) scripts/serve_model.py --config "$(CONFIG)"
+ciris-env:                       ## the variables for CIRISAgent; asks the running server for JSON
+	@$(PYTHON) scripts/ciris_env.py --config "$(CONFIG)"
+deploy: modelfile                ## put the model into Ollama, and check it there
+	@$(PYTHON) scripts/deploy_ollama.py --config "$(CONFIG)"
+undeploy:                        ## take it out of Ollama again
+	@$(PYTHON) scripts/deploy_ollama.py --config "$(CONFIG)" --remove
 audit:                           ## which base, data, code and evaluation made this GGUF
 	@$(PYTHON) scripts/audit_trail.py --config "$(CONFIG)"
 verify-audit:                    ## check the audit trail, and every file that it names

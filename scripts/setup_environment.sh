@@ -146,6 +146,7 @@ check_foreign() {
 from importlib.util import find_spec
 needed = "torch transformers trl peft bitsandbytes accelerate datasets llama_cpp gguf yaml pydantic dotenv psutil"
 needed += " markdown_it docutils bs4 markdownify mammoth pypdf rensa detect_secrets phonenumbers"
+needed += " fastapi uvicorn sse_starlette starlette_context pydantic_settings"
 print(" ".join(name for name in needed.split() if find_spec(name) is None))
 PY
   )

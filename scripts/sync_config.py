@@ -22,6 +22,8 @@ from pathlib import Path
 from forge import config, graph, manifest, phase, sources
 from forge.files import write_if_changed
 
+USERS = ("ask", "chat", "serve", "deploy")  # goals that need the finished model
+
 
 def main() -> None:
     parser = phase.parser(__doc__)
@@ -94,10 +96,10 @@ def makefile(configuration: config.Config) -> str:
 
 def announce(goal: str, stale: dict[str, str], layout: graph.Layout) -> None:
     """Say in one line which phases a goal will start that its name does not promise, why, and how long."""
-    if goal not in graph.BY_NAME:
+    if goal not in (*graph.BY_NAME, *USERS):
         return
     notes: list[str] = []
-    for row in graph.upstream(goal):
+    for row in graph.upstream("modelfile" if goal in USERS else goal):
         # one stale phase makes all after it run
         reason = stale.get(row.name) or (f"after {notes[0].split()[0]}" if notes else None)
         if reason is not None and row.name != goal:

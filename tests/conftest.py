@@ -137,6 +137,16 @@ def tiny_base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gguf(tiny_base, tmp_path_factory) -> Path:
+    """The tiny model as a 16-bit GGUF."""
+    from forge import converter
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    converter.convert(tiny_base, path, "bf16", "tiny")
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_base):
     from forge import models
 
@@ -146,7 +156,13 @@ def tiny_tokenizer(tiny_base):
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Path:
     """A checkout of its own, its path with a space, the current folder; its corpus has one page."""
-    root = tmp_path / "a forge"
+    root = new_checkout(tmp_path)
+    monkeypatch.chdir(root)
+    return root
+
+
+def new_checkout(folder: Path) -> Path:
+    root = folder / "a forge"
     for name in ("scripts", "config"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
     for name in ("Makefile", "Modelfile.template", "requirements-finetuning.txt", "requirements-dev.txt"):
@@ -155,7 +171,6 @@ def checkout(tmp_path, monkeypatch) -> Path:
     shutil.copy2(ROOT / "scenarios/canary.jsonl", root / "scenarios/canary.jsonl")
     (root / "corpus").mkdir()
     (root / "corpus/page.md").write_text("# Page\n\nOne sentence.\n", encoding="utf-8")
-    monkeypatch.chdir(root)
     return root
 
 

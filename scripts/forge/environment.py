@@ -97,7 +97,11 @@ class Machine:
 
     @cached_property
     def wsl(self) -> bool:
-        return "microsoft" in platform.uname().release.lower()
+        return in_wsl()
+
+
+def in_wsl() -> bool:
+    return "microsoft" in platform.uname().release.lower()
 
 
 def needs_gpu(optim: str, base: str) -> str | None:

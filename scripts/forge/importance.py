@@ -1,30 +1,25 @@
 """The importance matrix: which weights matter most for the text that the model was trained on.
 
 llama.cpp's own llama-imatrix runs the 16-bit GGUF over training rows and sums up the squares of what enters each
-matrix; the quantizer then keeps the weights that meet large ones more exactly. The tool is compiled on first use, out
-of the source that the library is of and against that library: one file, so it takes 20 s and no CMake, and the tool
-uses the GPU when the library does. Held-out rows are never read: fidelity is measured on them.
+matrix; the quantizer then keeps the weights that meet large ones more exactly. The tool is compiled on first use
+(forge/compiling.py). Held-out rows are never read: fidelity is measured on them.
 """
 
-import fcntl
-import filecmp
 import json
 import os
 import random
-import shutil
 import subprocess
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from forge import chat, files, llama
-from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError
+from forge import chat, compiling, files
+from forge.errors import INTEGRITY, ForgeError
 
 TOKENS = 32768  # of training rows at most; 8,192 and 20,480 gave the starter the same within chance
 TEXT, MATRIX = "importance.txt", "importance.gguf"
 CONTEXT = 512  # llama.cpp's own choice: a row of 512 and its neighbours
-LIBRARIES = ("llama-common", "llama", "ggml", "ggml-base")
-COMPILER = "sudo apt install build-essential, then run the same command again"
+IMATRIX = compiling.Tool("llama-imatrix", "about 20 s", ("tools/imatrix/imatrix.cpp",))
 ROWS = 4096  # lines looked at: at 8 tokens a row they still fill TOKENS
 
 Say = Callable[[str], None]
@@ -72,7 +67,7 @@ def sample(path: Path) -> list[dict]:
 
 def run(command: list[str], folder: Path, say: Say) -> None:
     """Run llama-imatrix in `folder` and say how long it will take, once it knows."""
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries()), "LLAMA_ARG_OFFLINE": "1"}
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(compiling.libraries()), "LLAMA_ARG_OFFLINE": "1"}
     last: deque[str] = deque(maxlen=20)
     with subprocess.Popen(
         command,
@@ -104,50 +99,9 @@ def run(command: list[str], folder: Path, say: Say) -> None:
 # -- the tool -----------------------------------------------------------------------------------------------------
 
 
-def libraries() -> Path:
-    """Where llama-cpp-python put llama.cpp's libraries, those of its tools included."""
-    return Path(llama.library().__file__).parents[1] / "lib"
-
-
 def tool(say: Say) -> Path:
-    """llama-imatrix, compiled when it is not there yet. Raises ForgeError (7) when that cannot be.
-
-    Beside llama.cpp's source: a new version of it is unpacked into an empty folder, so no old tool is ever found there.
-    """
-    source = llama.source().resolve()
-    folder = source / "build-model-forge"
-    made = folder / f"llama-imatrix-{llama.library().__version__}"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs: the second one finds what the first one made
-        if not made.is_file():
-            say("compiling llama.cpp's llama-imatrix, once (about 20 s)")
-            partial = made.with_suffix(".partial")
-            compile_tool(source, partial)
-            partial.replace(made)
-    return made
-
-
-def compile_tool(source: Path, out: Path) -> None:
-    header = libraries().parent / "include/llama.h"
-    if not header.is_file() or not filecmp.cmp(header, source / "include/llama.h", shallow=False):
-        raise ForgeError(
-            f"llama-cpp-python was not built from the llama.cpp in {source}",
-            "unset LLAMA_CPP and run make setup, or set gguf.importance_matrix to false",
-            ENVIRONMENT,
-        )
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    compiler = next((found for found in map(shutil.which, names) if found), None)
-    if compiler is None:
-        raise ForgeError(f"gguf.importance_matrix needs a C++ compiler ({' or '.join(names)})", COMPILER, ENVIRONMENT)
-    command = [compiler, "-std=c++17", "-O2", "-DLLAMA_SUBPROCESS", "-o", str(out)]
-    command += [f"-I{source / part}" for part in ("common", "include", "ggml/include", "vendor")]
-    command += [str(source / "tools/imatrix/imatrix.cpp"), f"-L{libraries()}", *(f"-l{name}" for name in LIBRARIES)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
-        said = lines[0][:200] if lines else f"it ended with {done.returncode}"
-        raise ForgeError(f"llama-imatrix could not be compiled: {said}", COMPILER, ENVIRONMENT)
+    """llama-imatrix, compiled when it is not there yet. Raises ForgeError (7) when that cannot be."""
+    return compiling.ready(IMATRIX, say)
 
 
 # -- for the quantizer --------------------------------------------------------------------------------------------

@@ -15,11 +15,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from forge import models
 from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError
 
 SETUP = "run make setup"
 # What reading a header may take. That of Gemma, with 262,144 tokens, took 0.3 s and 65 MB.
 HEADER_SECONDS, HEADER_BYTES = 20, 1 << 29
+# llama-cpp-python's name of the chat template inside the file: left alone it takes its own writer for some of them.
+OWN_TEMPLATE = "chat_template.default"
 
 
 def source() -> Path:
@@ -41,6 +44,7 @@ def source() -> Path:
 
 def library():
     """The llama_cpp package, quiet. Raises ForgeError (7) when it is not installed or does not load."""
+    models.share_processors()
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
@@ -111,6 +115,7 @@ def load(path: Path, context: int, vocab_only: bool = False):
             vocab_only=vocab_only,
             n_threads=os.cpu_count(),
             n_gpu_layers=-1,
+            chat_format=OWN_TEMPLATE,
             verbose=False,
             seed=0,
         )

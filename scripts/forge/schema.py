@@ -432,6 +432,28 @@ class Ollama(Section):
     )
 
 
+class Serve(Section):
+    """make serve: no phase reads it."""
+
+    engine: Literal["llama-cpp-python", "llama-server"] = Field(
+        "llama-cpp-python",
+        description="llama-cpp-python answers one request after the other; llama-server several at once, by JSON "
+        "schemas, too; it is compiled on first use, some minutes",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        pattern=r"^[0-9A-Za-z.:-]+$",
+        description="address to listen on; one that other machines reach needs a key in MODEL_FORGE_API_KEY",
+    )
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    context: int | None = Field(
+        None, ge=64, description="tokens of a request with its answer; null: the Modelfile's, see ollama.num_ctx"
+    )
+    parallel: int = Field(
+        4, ge=1, le=64, description="llama-server: requests at once, each with memory for a whole context"
+    )
+
+
 class Upload(Section):
     """Read by no phase: an edit makes nothing anew."""
 
@@ -460,6 +482,7 @@ class TrainingConfig(Section):
     merge: Merge = Merge()
     gguf: Gguf = Gguf()
     ollama: Ollama = Ollama()
+    serve: Serve = Serve()
     upload: Upload = Upload()
 
 

@@ -1,0 +1,1 @@
+"""The finished GGUF in use: talk to it, serve it, deploy it."""
