@@ -43,7 +43,7 @@ def show(configuration: config.Config) -> None:
     given = "" if configuration.path == Path("config/training_config.yaml") else f" CONFIG={configuration.path}"
     given += f" VENV={os.environ['VENV']}" if os.environ.get("VENV", ".venv") != ".venv" else ""
     print(f'next: make ask PROMPT="..."{given}    ollama create {_name(configuration)} -f Modelfile')
-    print(f"      make report{given}    make status{given}")
+    print(f"      make chat{given}    make report{given}    make status{given}")
 
 
 def table(header: list[str], body: list[list[str]]) -> None:
