@@ -28,13 +28,15 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Tool:
     """`sources`: globs below llama.cpp's source. `takes`: how long, in words. `includes`: folders beside INCLUDES.
-    `prepare(source, folder)`: writes further files into `folder`; the .cpp ones are compiled, too."""
+    `prepare(source, folder)`: writes further files into `folder`; the .cpp ones are compiled, too. `optimized`: the
+    compiler's level; what computes much is in the libraries, which are there already."""
 
     name: str
     takes: str
     sources: tuple[str, ...]
     includes: tuple[str, ...] = ()
     prepare: Callable[[Path, Path], None] | None = None
+    optimized: str = "-O2"
 
 
 def ready(tool: Tool, say: Say) -> Path:
@@ -84,7 +86,7 @@ def build(tool: Tool, source: Path, objects: Path, say: Say) -> Path:
         number, path = numbered
         out = str(objects / f"{number}.o")
         language = ["-x", "c"] if path.name == "sha256.c" else ["-std=c++17"]  # the one file that is no C++
-        run(tool, [compiler, *language, "-O2", "-w", "-DLLAMA_SUBPROCESS", *include, "-c", str(path), "-o", out])
+        run(tool, [compiler, *language, tool.optimized, "-w", "-DLLAMA_SUBPROCESS", *include, "-c", str(path), "-o", out])
         return out
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, AT_ONCE)) as pool:
