@@ -200,12 +200,10 @@ def test_config_that_does_not_exist_is_bad_input(checkout):
     assert len(done.stderr.splitlines()) == 2 and "Traceback" not in done.stderr
 
 
-def test_help_is_the_docstring_and_quick(checkout):
-    started = time.monotonic()
+def test_help_is_the_docstring(checkout):
     done = run(checkout, "--help")
     assert done.returncode == 0
     assert "Check that this machine can run the pipeline" in done.stdout
-    assert time.monotonic() - started < 2  # 0.2 s here; a busy machine must not fail the test
 
 
 # -- judgements, on machines that this one is not ---------------------------------------------------------
