@@ -35,12 +35,15 @@ def chat(arguments: argparse.Namespace) -> None:
     system = model.project["system_prompt"]
     start = [{"role": "system", "content": system}] if system else []
     said = {name: list(start) for name in talkers}
-    tell(f"{model.path.name}: Ctrl-C stops an answer, Ctrl-D ends the talk")
-    for question in questions():
-        for name, answer in talkers.items():
-            if len(talkers) > 1:
-                write(f"{name}: ")
-            reply(answer, said[name], question)
+    try:
+        tell(f"{model.path.name}: Ctrl-C stops an answer, Ctrl-D ends the talk")
+        for question in questions():
+            for name, answer in talkers.items():
+                if len(talkers) > 1:
+                    write(f"{name}: ")
+                reply(answer, said[name], question)
+    except (EOFError, KeyboardInterrupt):
+        write("\n")
 
 
 def questions() -> Iterator[str]:
@@ -48,15 +51,12 @@ def questions() -> Iterator[str]:
     person = sys.stdin.isatty() and sys.stdout.isatty()
     if person:
         import readline  # noqa: F401 - lets input() edit a line and go back to earlier ones
-    try:
-        while True:
-            line = input("> ") if person else sys.stdin.readline()
-            if not person and not line:
-                return
-            if line.strip():
-                yield line.strip()
-    except (EOFError, KeyboardInterrupt):
-        write("\n")
+    while True:
+        line = input("> ") if person else sys.stdin.readline()
+        if not person and not line:
+            return
+        if line.strip():
+            yield line.strip()
 
 
 def reply(answer: talk.Answer, turns: talk.Turns, question: str) -> None:
