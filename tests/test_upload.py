@@ -213,11 +213,11 @@ def test_a_run_that_was_killed_in_mid_file_goes_on(project, upload, hub):
 def test_ctrl_c_ends_with_75(project, hub):
     path = project(gguf={"quantizations": ["Q4_K_M"]})
     reached, release = threading.Event(), threading.Event()
-    hub.before_part = lambda *_: (reached.set(), release.wait(60))
+    hub.before_part = lambda *_: (reached.set(), release.wait(600))
     process = start(hub, path)
-    assert reached.wait(60)
+    assert reached.wait(200)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)  # a busy machine takes long
     release.set()
     assert process.returncode == 75 and b"run the same command again: it goes on" in said
     assert len(hub.commits) == 1
