@@ -362,11 +362,11 @@ def test_all_phases(checkout, write_config):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1600)  # 8 processes that load torch
+@pytest.mark.timeout(1600)  # 6 processes that load torch
 def test_train(checkout, write_config):
     write_config(checkout)
     before = sorted(checkout.iterdir())
-    sides = ["trl", "trl-sft", "tunekit"]
+    sides = ["trl", "tunekit"]
     arguments = ["--config", "config/test.yaml", "--steps", "1", "--repeat", "1", "--sides", *sides]
     lines, line = result(bench("train.py", *arguments, cwd=checkout))
     rows = {row["name"]: row for row in line["rows"]}
