@@ -240,7 +240,7 @@ def test_a_preset_runs_from_scenarios_to_a_verified_gguf(forge, tmp_path, preset
     assert [stage["name"] for stage in stages] == ["sft", "dpo"]
     assert sum(stages[1]["rows"].values()) == len(pairs) > stages[1]["rows"]["validation"] > 0
     made = json.loads((forge / "gguf_model_manifest.json").read_text(encoding="utf-8"))
-    assert made["verdicts"].pop("evaluate") == "INCONCLUSIVE", "two pairs decide nothing"
+    assert made["verdicts"].pop("evaluate") in ("INCONCLUSIVE", "FAIL"), "two pairs, and random weights"
     assert made["overrides"] == {"evaluate": os.environ["OVERRIDE_REASON"]}
     assert set(made["verdicts"].values()) == {"PASS"}
     assert f'PARAMETER stop "{end}"' in (forge / "Modelfile").read_text(encoding="utf-8")
