@@ -86,7 +86,8 @@ def build(tool: Tool, source: Path, objects: Path, say: Say) -> Path:
         number, path = numbered
         out = str(objects / f"{number}.o")
         language = ["-x", "c"] if path.name == "sha256.c" else ["-std=c++17"]  # the one file that is no C++
-        run(tool, [compiler, *language, tool.optimized, "-w", "-DLLAMA_SUBPROCESS", *include, "-c", str(path), "-o", out])
+        how = [*language, tool.optimized, "-w", "-DLLAMA_SUBPROCESS", *include]
+        run(tool, [compiler, *how, "-c", str(path), "-o", out])
         return out
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, AT_ONCE)) as pool:
