@@ -46,13 +46,14 @@ def measure(run: phase.Run, wanted: sets.Sets, folder: Path) -> tuple[dict, dict
     """What base and tuned model gave: see `measuring.of_model`. The base's part is kept for the next time."""
     models.prepare()
     tokenizer, limit = models.tokenizer(run.layout.base), run.settings["evaluation"]["max_new_tokens"]
-    dtype = measuring.precision(run.layout.base)
-    how = f"{dtype}{', the weights in 4 bits' if models.place(run.layout.base)[1] else ''}"
+    placed = models.place(run.layout.base)  # asked once: what is free on a GPU changes
+    dtype = measuring.precision(run.layout.base, placed[0])
+    how = f"{dtype}{', the weights in 4 bits' if placed[1] else ''}"
     run.say(f"{len(wanted.pairs)} pairs of {', '.join(wanted.targets)}, {len(wanted.asked)} questions, in {how}")
 
     @functools.cache
     def base():
-        return models.to_measure(run.layout.base, dtype)
+        return models.to_measure(run.layout.base, dtype, placed)
 
     depends = [manifest.digest(run.inputs["model"]), wanted.digest(), limit, how]
     before = measuring.cached(

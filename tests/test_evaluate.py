@@ -358,7 +358,7 @@ def test_in_four_bits_base_and_adapter_are_measured_side_by_side(work, tiny_base
     monkeypatch.setattr(models, "place", lambda folder: ("cpu", True))
     base = models.to_measure(tiny_base, "float32")
     assert base.is_loaded_in_4bit
-    assert measuring.random_model(tiny_base, "float32") is None, "a control that would not fit is left out"
+    assert measuring.random_model(tiny_base, "float32", "cpu") is None, "a control that would not fit is left out"
     tokenizer = models.tokenizer(tiny_base)
     pairs = sets.gather(
         config.load(Path("config/test.yaml")).view("evaluate")["evaluation"], "", [], Path("none")

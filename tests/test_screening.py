@@ -364,11 +364,11 @@ def test_a_sentence_in_a_long_page():
 
 
 def test_ordinary_pages_are_not_read_closely():
-    """The claim that clean text costs little rests on that: of 35 pages of the starter 5 are read closely."""
+    """The claim that clean text costs little rests on that: one in seven of the starter's pages is read closely."""
     pages = sorted((HERE.parent / "corpus").glob("*.md"))
     read = [page for page in pages if disguise.readings(page.read_text(encoding="utf-8"), bypass_rules.WATCH_ANSWER)]
-    assert len(pages) == 35
-    assert len(read) <= 5
+    assert len(pages) >= 30
+    assert len(read) <= len(pages) / 7
     assert disguise.readings("Bees carry nectar home.", bypass_rules.WATCH_ANSWER) == []
 
 

@@ -30,24 +30,26 @@ def append(event: str, **what: object) -> dict:
     """Add an event and return the head: `entry` (its number) and `sha256`. Secrets in its texts are replaced."""
     from forge.data import secrets
 
-    text, _ = secrets.redact(json.dumps(what, ensure_ascii=False))
+    whole = json.dumps(what, ensure_ascii=False)
+    text, _ = secrets.redact(whole)
     LOG.parent.mkdir(parents=True, exist_ok=True)
     created = not LOG.exists()
     with LOG.open("a+b") as log, _locked(log):
         last = _mend(log)
-        head = _write(log, last, event, _readable(text, what))
+        head = _write(log, last, event, _readable(text, whole))
     if created:
         _sync_folder(LOG.parent)
     return head
 
 
-def _readable(text: str, what: dict) -> dict:
+def _readable(text: str, whole: str) -> dict:
     """What the redacted text says; names alone when the redaction broke its form."""
+    before = json.loads(whole)
     try:
-        found, before = json.loads(text), json.loads(json.dumps(what))
+        found = json.loads(text)
         return {key: value if key == "config" else _with_digests(value, before[key]) for key, value in found.items()}
     except (ValueError, KeyError):
-        return {"redacted": sorted(what)}
+        return {"redacted": sorted(before)}
 
 
 def _with_digests(redacted, original):

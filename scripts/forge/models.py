@@ -232,9 +232,9 @@ def place(folder: Path) -> tuple[str, bool]:
     return (device(), four_bit) if not four_bit or size * 0.4 + 8e8 < free else ("cpu", False)
 
 
-def to_measure(folder: Path, dtype: str):
-    """A model to be measured, as `place` says."""
-    where, four_bit = place(folder)
+def to_measure(folder: Path, dtype: str, placed: tuple[str, bool] | None = None):
+    """A model to be measured. `placed`: what `place` said, for who must know it before; None asks now."""
+    where, four_bit = placed or place(folder)
     return causal_lm(folder, dtype, nf4(dtype) if four_bit else None, where=where)
 
 

@@ -4,6 +4,7 @@ What does not depend on the tuned model (the base's figures, the controls) is co
 evaluation/.cache/, named by a digest of everything that it depends on.
 """
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -21,11 +22,11 @@ LARGEST_RANDOM = 4_000_000_000  # bytes of weights: a model of random weights is
 ANSWERS = ("preferred", "failure", "refusal")
 
 
-def precision(folder: Path) -> str:
-    """What to compute in."""
+def precision(folder: Path, device: str) -> str:
+    """What to compute in on the `device` that models.place chose."""
     import psutil
 
-    if models.place(folder)[0] != "cpu":
+    if device != "cpu":
         return models.compute_dtype("auto")
     return on_processor(models.weight_bytes(folder), psutil.virtual_memory().available)
 
@@ -39,8 +40,6 @@ def on_processor(size: int, free: int) -> str:
 
 def cached(depends: list, make: Callable[[], dict]) -> dict:
     """What `make` gives, from the file whose name is the digest of `depends`, or made and written there."""
-    import json
-
     path = CACHE / f"{files.sha256_json([FORM, *depends])[:32]}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -104,12 +103,12 @@ def shuffled(pairs: list[Pair]) -> list[Pair]:
     return [replace(pair, prompt=chosen[after[number]].prompt) for number, pair in enumerate(chosen)]
 
 
-def random_model(folder: Path, dtype: str):
-    """The base's architecture with random weights (seed 0); None where it would not fit beside the base."""
+def random_model(folder: Path, dtype: str, device: str):
+    """The base's architecture with random weights (seed 0); None where it would not fit a GPU beside the base."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if models.weight_bytes(folder) > LARGEST_RANDOM or models.place(folder)[1]:
+    if models.weight_bytes(folder) > LARGEST_RANDOM or models.place(folder) != (device, False):
         return None
     torch.manual_seed(0)
     shape = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -125,7 +124,7 @@ def of_controls(base, folder: Path, tokenizer, pairs: list[Pair], dtype: str) ->
         "shuffled": of_pairs(base, tokenizer, shuffled(pairs)),
         "random": None,
     }
-    if (model := random_model(folder, dtype)) is not None:
+    if (model := random_model(folder, dtype, str(base.device))) is not None:
         found["random"] = of_pairs(model.to(base.device), tokenizer, chosen)
     return found
 
