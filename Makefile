@@ -10,6 +10,7 @@ MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 
 CONFIG ?= config/training_config.yaml
+RUNS   ?= 10
 VENV   ?= .venv
 PYTHON := $(VENV)/bin/python
 ifdef PROMPT                     # text of a person: taken as it is, neither make nor a shell reads it
@@ -27,7 +28,7 @@ endif
 CONFIG_MK := build/$(subst /,-,$(basename $(CONFIG))).mk
 BENCHES := bench-startup bench-all bench-learning bench-data bench-train bench-train-growth bench-plan bench-merge \
   bench-gguf bench-evaluation
-NEED_NO_CONFIG := help setup env test lint bench $(BENCHES) plan clean clean-models init
+NEED_NO_CONFIG := help setup env test test-slow test-faults lint bench $(BENCHES) plan clean clean-models init
 ifneq ($(filter-out $(NEED_NO_CONFIG),$(or $(MAKECMDGOALS),help)),)
 include $(CONFIG_MK)
 endif
@@ -76,7 +77,8 @@ $(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(EVALU
 
 .PHONY: all setup env model dataset validate train verify-adapter evaluate merge verify-merged gguf verify-gguf
 .PHONY: modelfile status ask chat report runs redo init serve ciris-env deploy undeploy upload-plan upload audit
-.PHONY: verify-audit feedback regression test lint bench $(BENCHES) plan clean clean-models help FORCE
+.PHONY: verify-audit feedback regression test test-slow test-faults lint bench $(BENCHES) plan clean clean-models
+.PHONY: help FORCE
 
 #: Everyday
 all: modelfile                   ## everything, up to a loadable, verified model
@@ -146,8 +148,15 @@ upload: | $(READY)               ## send the model to the Hub: private, checked,
 	@$(PYTHON) scripts/upload_model.py --config "$(CONFIG)"
 
 #: For contributors
-test: | $(VENV)/dev.ok           ## the tests, slow ones included
-	@OMP_NUM_THREADS=$$(( $$(nproc) > 3 ? $$(nproc) / 2 : 1 )) $(PYTHON) -m pytest --numprocesses 2 --dist worksteal
+PYTEST = OMP_NUM_THREADS=$$(( $$(nproc) > 3 ? $$(nproc) / 2 : 1 )) $(PYTHON) -m pytest --numprocesses 2 --dist worksteal
+test: | $(VENV)/dev.ok           ## the tests, those that train or convert a whole model left out
+	@$(PYTEST) -m "not slow"
+test-slow: | $(VENV)/dev.ok      ## the tests that train or convert a whole model
+	@$(PYTEST) -m slow
+test-faults: | $(VENV)/dev.ok    ## kill it, starve it, damage its files, and count: make test-faults RUNS=50
+	@mkdir -p build && rm -f build/faults.jsonl
+	@RUNS="$(RUNS)" FAULTS_LOG="$(CURDIR)/build/faults.jsonl" $(PYTEST) tests/faults
+	@$(PYTHON) tests/faults/table.py build/faults.jsonl
 lint: | $(VENV)/dev.ok           ## ruff and shellcheck
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && \
 	  $(VENV)/bin/shellcheck scripts/*.sh .ci/run

@@ -177,7 +177,7 @@ def keep_rows(dataset: Path, count: int, seed: int) -> None:
     files.write_jsonl(dataset / "train.jsonl", [rows[place] for place in kept])
     record = json.loads((dataset / "manifest.json").read_text(encoding="utf-8"))
     record["subject"] = manifest.describe(dataset, [item["name"] for item in record["subject"]])
-    files.write_json(dataset / "manifest.json", record)
+    manifest.write(dataset / "manifest.json", record)
 
 
 # -- measuring ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import harness
-from forge import config, files, graph, phase
+from forge import config, graph, manifest, phase
 from forge.errors import ForgeError
 
 REFERENCE = [sys.executable, str(harness.ROOT / "bench/reference_startup.py")]
@@ -66,7 +66,7 @@ def finished_project(root: Path) -> Path:
     # `make all` ends with a summary of the model's manifest: it gets the starter's.
     record = graph.BY_NAME["modelfile"].record(config.load(root / STARTER).layout)
     made = json.loads((harness.ROOT / "gguf_model_manifest.json").read_text(encoding="utf-8"))
-    files.write_json(root / record, {**made, **json.loads((root / record).read_text(encoding="utf-8"))})
+    manifest.write(root / record, {**made, **json.loads((root / record).read_text(encoding="utf-8"))})
     harness.measure([*MAKE, "all"], root, "summary", says="make ask")
     planned = subprocess.run([*MAKE, "-n", "all"], cwd=root, capture_output=True, text=True, check=False).stdout
     if any(row.script in planned for row in graph.PHASES):

@@ -1,17 +1,18 @@
-"""Ask the finished GGUF one question, through llama.cpp, with the config's system prompt.
+"""Ask the finished GGUF one question, through llama.cpp, with the system prompt it was trained with.
 
   make ask PROMPT="Who are you?"
   python scripts/ask.py --prompt "Who are you?"
 
-Reads project.system_prompt and ollama.* of the config and the deployed GGUF. The question may also come from
-the environment variable PROMPT: make hands it over that way, so that no shell reads it.
+Reads the deployed GGUF and its manifest, whose SHA-256 must agree. The question may also come from the environment
+variable PROMPT: make hands it over that way, so that no shell reads it.
 """
 
 import os
 import sys
 
-from forge import chat, config, graph, llama, manifest, phase
+from forge import chat, config, phase
 from forge.errors import ForgeError
+from forge.serving import finished, talk
 
 
 def main() -> None:
@@ -27,24 +28,18 @@ def ask(arguments) -> None:
     question = arguments.prompt or os.environ.get("PROMPT", "")
     if not question.strip():
         raise ForgeError("no question", 'write make ask PROMPT="Who are you?"')
-    content = manifest.read(graph.BY_NAME["gguf"].record(configuration.layout))
-    if content is None:
-        raise ForgeError("there is no GGUF yet", f"run make all CONFIG={configuration.path}")
-    path = configuration.layout.gguf_folder / content["facts"]["deployed"]
-    values = configuration.values
-    model = llama.load(path, context=values.ollama.num_ctx or 2048)
-    stream = model.create_chat_completion(
-        chat.conversation(values.project.system_prompt, question),
-        max_tokens=arguments.max_tokens,
-        temperature=values.ollama.temperature,
-        top_p=values.ollama.top_p,
-        repeat_penalty=values.ollama.repeat_penalty,
-        stream=True,
-    )
-    for part in stream:
-        sys.stdout.write(part["choices"][0]["delta"].get("content") or "")
-        sys.stdout.flush()
+    model = finished.find(configuration)
+    answer = talk.by_gguf(model, arguments.max_tokens)
+    try:
+        answer(chat.conversation(model.project["system_prompt"], question), write)
+    except talk.TooLong:
+        raise ForgeError("the question is longer than the model's context", "ask a shorter one") from None
     print()
+
+
+def write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def work(run: phase.Run) -> None:
     text = fill(run, deployed, parameters)
     modelfile = run.staging / f"{run.layout.name}.Modelfile"
     files.write_text(modelfile, text)
-    files.write_json(run.staging / run.record.name, gather(run, header, parameters))
+    manifest.write(run.staging / run.record.name, gather(run, header, parameters))
     run.say(f"context {parameters['num_ctx']} tokens, stop at {run.facts('model')['end_token']}")
 
 

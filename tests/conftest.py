@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from forge import llama
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,16 +101,34 @@ def environment():
     os.environ.update(kept)
 
 
+def once(tmp_path_factory, name: str, make) -> Path:
+    """A folder that `make(folder)` fills once for all of pytest's processes: treat what is in it as read-only."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a try that failed in another process
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
     """A folder with a random Qwen2 of 2 layers on Qwen2's real vocabulary.
 
     256 wide, so that llama.cpp's K-quants, which work on blocks of 256, are real ones.
     """
+    return once(tmp_path_factory, "tiny-base", lambda folder: make_tiny_base(folder / "tiny-qwen2")) / "tiny-qwen2"
+
+
+def make_tiny_base(folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-    folder = tmp_path_factory.mktemp("base") / "tiny-qwen2"
     vocabulary = llama.source() / "models/ggml-vocab-qwen2.gguf"
     tokenizer = AutoTokenizer.from_pretrained(str(vocabulary.parent), gguf_file=vocabulary.name)
     tokenizer.chat_template = CHATML
@@ -133,7 +152,6 @@ def tiny_base(tmp_path_factory) -> Path:
         )
     )
     model.to(torch.bfloat16).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +189,22 @@ def new_checkout(folder: Path) -> Path:
     shutil.copy2(ROOT / "scenarios/canary.jsonl", root / "scenarios/canary.jsonl")
     (root / "corpus").mkdir()
     (root / "corpus/page.md").write_text("# Page\n\nOne sentence.\n", encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory, tiny_base) -> Path:
+    """A checkout of a tiny model, its path with a space, in which `make all` ran once."""
+    import project
+
+    return once(tmp_path_factory, "chain", lambda folder: project.make_all(folder, tiny_base)) / project.FOLDER
+
+
+@pytest.fixture
+def copy(chain, tmp_path) -> Path:
+    """The finished checkout, to be harmed."""
+    root = tmp_path / "a copy"
+    shutil.copytree(chain, root, symlinks=True)
     return root
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forge import audit, files, graph
+from forge import audit, files, graph, manifest
 from forge.errors import ForgeError
 
 PARALLEL = """
@@ -221,7 +221,7 @@ def test_a_record_that_was_written_anew_is_found(made):
     record = path.with_name("manifest.json")
     content = json.loads(record.read_text(encoding="utf-8"))
     content["subject"] = [{"name": "data.bin", "sha256": files.sha256_file(path), "size": path.stat().st_size}]
-    files.write_json(record, content)
+    manifest.write(record, content)
     done = made("--verify")
     assert done.returncode == 6
     assert "models/test-adapter/manifest.json is not as logs/audit.jsonl says it was written" in done.stderr

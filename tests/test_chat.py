@@ -259,6 +259,24 @@ def test_a_template_cannot_reach_the_machine(templated):
     assert "unsafe" in error.cause
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(9999) %}{{ 'a' * 9999999 }}{% endfor %}",
+    ],
+    ids=["time", "memory"],
+)
+def test_a_template_without_an_end_is_stopped(templated, template):
+    error = refused(lambda: chat.require_bounded(templated(template)))
+    assert error.cause == "the chat template takes more than 4 s or 1 GB for a few words"
+
+
+@pytest.mark.parametrize("template", [CHATML, "{{ raise_exception('no') }}"])
+def test_other_templates_are_within_bounds(templated, template):
+    chat.require_bounded(templated(template))
+
+
 def test_of_a_prompt_and_its_completion_the_last_answer_alone_is_trained(tiny_tokenizer):
     row = {"prompt": [SYSTEM, *FIRST, SECOND[0]], "completion": [SECOND[1]]}
     whole = chat.encode(tiny_tokenizer, [SYSTEM, *FIRST, *SECOND])

@@ -19,6 +19,7 @@ project: {name: small}
 model: {base_model_name: org/small}
 data: {sources: [{path: corpus}]}
 """
+TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF1h"
 
 
 def written(folder: Path, text: str, name: str = "a.yaml") -> Path:
@@ -183,6 +184,16 @@ def test_exponents_without_a_dot_are_numbers(tmp_path):  # YAML 1.1 reads 2e-4 a
             WHOLE.replace("[{path: corpus}]", "[]"),
             "a.yaml:3: data.sources: List should have at least 1 item after validation, not 0",
             "see config/training_config.yaml for data.sources: what the training rows are made from",
+        ),
+        (
+            WHOLE.replace("{name: small}", f"{{name: small, description: 'see {TOKEN}'}}"),
+            "a.yaml:1: project.description: holds what looks like a hugging-face-token",
+            "take it out, and revoke it where the file was shared; tokens belong into .env",
+        ),
+        (
+            WHOLE.replace("{name: small}", f"{{name: {TOKEN}}}"),
+            "a.yaml:1: project.name: holds what looks like a hugging-face-token",
+            "take it out, and revoke it where the file was shared; tokens belong into .env",
         ),
         ("extends: nowhere.yaml\n", "nowhere.yaml does not exist", None),
         ("extends: [base.yaml]\n", "a.yaml: extends is not a path", "write extends: ../training_config.yaml"),

@@ -12,95 +12,11 @@ from pathlib import Path
 
 import pytest
 from forge import config, converter, disk, files, llama, manifest, models, ollama
+from project import make, script, start
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 GGUF = Path("models/gguf/test-Q4_K_M.gguf")
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory, tiny_base) -> Path:
-    """A checkout, its path with a space, in which `make all` ran once."""
-    from conftest import PAGES
-
-    root = tmp_path_factory.mktemp("chain") / "a forge"
-    for name in ("scripts", "config"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
-    for name in ("Makefile", "Modelfile.template", "requirements-finetuning.txt", "requirements-dev.txt"):
-        shutil.copy2(ROOT / name, root / name)
-    (root / "scenarios").mkdir()
-    shutil.copy2(ROOT / "scenarios/canary.jsonl", root / "scenarios/canary.jsonl")
-    (root / "documents").mkdir()
-    for name, text in PAGES.items():
-        (root / "documents" / name).write_text(text, encoding="utf-8")
-    (root / "config/test.yaml").write_text(CONFIG.format(base=tiny_base), encoding="utf-8")
-    (root / "venv/bin").mkdir(parents=True)
-    wrapper = root / "venv/bin/python"
-    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
-    wrapper.chmod(0o755)
-    for stamp in ("light.ok", "ready.ok"):
-        (root / "venv" / stamp).touch()
-    done = make(root, "all")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (root / "printed.txt").write_text(done.stdout, encoding="utf-8")
-    return root
-
-
-CONFIG = """\
-project:
-  name: test
-  license: mit
-  system_prompt: You are Maja. Answer in one sentence.
-model: {{base_model_name: {base}}}
-data:
-  sources: [{{path: documents}}]
-  max_tokens: 256
-  thresholds: {{minimum_training_rows: 4}}
-lora: {{r: 8, lora_alpha: 16, lora_dropout: 0.05}}
-training:
-  num_train_epochs: 6
-  per_device_train_batch_size: 2
-  gradient_accumulation_steps: 1
-  learning_rate: 0.005
-  max_length: 256
-  gradient_checkpointing: false
-  logging_steps: 1
-  eval_steps: 4
-  save_steps: 4
-  keep: last
-evaluation: {{heldout_rows: 4, questions: 2, max_new_tokens: 8, minimum_stop_rate: 0}}
-gguf:
-  quantizations: [Q4_K_M, Q8_0]
-  fidelity: {{maximum_mean_kl: 1.0, minimum_top_agreement: 0.5}}
-"""
-
-
-def make(root: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["make", "VENV=venv", "CONFIG=config/test.yaml", *arguments],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-
-
-def script(root: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, f"scripts/{name}", "--config", "config/test.yaml", *arguments],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-@pytest.fixture
-def copy(chain, tmp_path) -> Path:
-    """The finished checkout, to be harmed."""
-    root = tmp_path / "a copy"
-    shutil.copytree(chain, root, symlinks=True)
-    return root
 
 
 def names(folder: Path) -> list[str]:
@@ -246,46 +162,32 @@ def test_the_gguf_carries_template_name_and_licence(chain, tiny_tokenizer):
     assert not any(str(chain) in str(value) for value in header.values())
 
 
-def test_nothing_to_do_the_second_time(chain):
-    before = (chain / GGUF).stat().st_mtime_ns
-    done = make(chain, "all")
+def test_nothing_to_do_the_second_time(copy):
+    before = (copy / GGUF).stat().st_mtime_ns
+    done = make(copy, "all")
     assert "==" not in done.stdout
-    assert (chain / GGUF).stat().st_mtime_ns == before
+    assert (copy / GGUF).stat().st_mtime_ns == before
 
 
-def test_ask_and_verify_adapter_answer(chain):
-    done = subprocess.run(
-        ["make", "VENV=venv", "CONFIG=config/test.yaml", "ask", "PROMPT=Who are you?"],
-        cwd=chain,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+def test_ask_and_verify_adapter_answer(copy):
+    done = make(copy, "ask", "PROMPT=Who are you?")
     assert done.returncode == 0, done.stderr
-    (chain / "questions.txt").write_text("Who are you?\n\nWhat is honey?\n", encoding="utf-8")
+    (copy / "questions.txt").write_text("Who are you?\n\nWhat is honey?\n", encoding="utf-8")
     for kind in ("adapter", "merged"):
         arguments = ("--model-type", kind, "--file", "questions.txt", "--max-new-tokens", "4", "--do-sample")
-        done = script(chain, "verify_adapter.py", *arguments, "--temperature", "0.5")
+        done = script(copy, "verify_adapter.py", *arguments, "--temperature", "0.5")
         assert done.returncode == 0, done.stderr
         assert re.findall(r"^> .*", done.stdout, flags=re.M) == ["> Who are you?", "> What is honey?"]
 
 
-def kill_when(root: Path, arguments: list[str], ready, how: int) -> subprocess.Popen:
+def kill_when(root: Path, arguments: list[str], ready, how: int) -> None:
     """Start make, wait until `ready()` is true, send the signal to all its processes, wait for the end."""
-    process = subprocess.Popen(
-        ["make", "VENV=venv", "CONFIG=config/test.yaml", *arguments],
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(root, *arguments)
     deadline = time.time() + 120
     while not ready() and process.poll() is None and time.time() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, how)
     process.communicate()
-    return process
 
 
 def test_a_training_killed_and_resumed_gives_the_same_file_bit_for_bit(chain, copy):
@@ -387,7 +289,7 @@ def test_a_zero_adapter_does_not_pass(copy):
     save_file({name: torch.zeros_like(value) for name, value in weights.items()}, folder / "adapter_model.safetensors")
     record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     record["subject"] = manifest.describe(folder, [item["name"] for item in record["subject"]])
-    files.write_json(folder / "manifest.json", record)
+    manifest.write(folder / "manifest.json", record)
     done = script(copy, "verify_adapter.py")
     assert done.returncode == 3
     assert "adapter matrices that are not zero: 0, wanted all of 14" in done.stderr
@@ -401,7 +303,7 @@ def test_a_merged_model_that_lost_the_adapter_does_not_pass(copy, tiny_base):
     shutil.copyfile(tiny_base / "model.safetensors", folder / "model.safetensors")
     record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     record["subject"] = manifest.describe(folder, [item["name"] for item in record["subject"]])
-    files.write_json(folder / "manifest.json", record)
+    manifest.write(folder / "manifest.json", record)
     done = script(copy, "verify_merged.py")
     assert done.returncode == 3
     assert "mean KL divergence from base plus adapter" in done.stderr
@@ -466,7 +368,7 @@ def test_a_gguf_of_another_model_does_not_pass(copy, tiny_base):
     (folder / "base.gguf").unlink()
     record = json.loads((folder / "test.gguf.json").read_text(encoding="utf-8"))
     record["subject"] = manifest.describe(folder, [item["name"] for item in record["subject"]])
-    files.write_json(folder / "test.gguf.json", record)
+    manifest.write(folder / "test.gguf.json", record)
     done = script(copy, "verify_gguf.py")
     assert done.returncode == 3
     failed = [line for line in done.stdout.splitlines() if line.startswith("  FAIL")]

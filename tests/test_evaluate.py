@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import PAGES, read_rows
-from forge import config, files, graph, models, phase
+from forge import config, files, graph, manifest, models, phase
 from forge.evaluating import feedback, measuring, sets
 
 pytestmark = pytest.mark.slow
@@ -161,7 +161,7 @@ def test_an_override_is_for_a_verdict_alone(script):
         }
         for item in content["subject"]
     ]
-    files.write_json(record, content)
+    manifest.write(record, content)
     assert script("verify_adapter", reason="please").returncode == 3
 
 

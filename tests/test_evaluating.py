@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from forge import files, models, schema
+from forge import files, graph, models, schema
 from forge.errors import ForgeError
 from forge.evaluating import coherence, detectors, intervals, judge, judging, measuring, scoring, sets, signals
 
@@ -481,9 +481,11 @@ def test_what_is_cached_is_made_once_and_depends_on_its_digest(tmp_path, monkeyp
 
     assert measuring.cached(["a"], make) == measuring.cached(["a"], make) == {"n": 1}
     assert measuring.cached(["b"], make) == {"n": 2}
-    [path, _] = sorted(measuring.CACHE.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    [path, _] = sorted(graph.CACHE.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     path.write_text("{torn", encoding="utf-8")
     assert measuring.cached(["a"], make) == {"n": 3}
+    path.write_text(path.read_text(encoding="utf-8").replace('"n": 3', '"n": 7'), encoding="utf-8")
+    assert measuring.cached(["a"], make) == {"n": 4}
 
 
 # -- the judge -------------------------------------------------------------------------------------------------

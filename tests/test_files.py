@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def survive(monkeypatch, step: int, work) -> bool:
         except Killed:
             return False
     return True
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    kept = [f".a.json.{os.getpid()}.partial", ".b.partial", "c.json"]
+    for name in [f".a.json.{gone.pid}.partial", *kept]:
+        (tmp_path / name).touch()
+    (tmp_path / f".folder.{gone.pid}.partial").mkdir()
+    files.sweep(tmp_path)
+    files.sweep(tmp_path / "nowhere")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, f".folder.{gone.pid}.partial"])
 
 
 # -- one folder, swapped ------------------------------------------------------------------------------------

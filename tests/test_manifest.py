@@ -257,6 +257,19 @@ def test_a_damaged_record_is_refused(tmp_path, text):
     assert caught.value.remedy == f"delete {record} and run make again"
 
 
+def test_a_changed_byte_of_a_record_is_found(tmp_path):
+    record = tmp_path / "manifest.json"
+    manifest.write(record, {"subject": [], "inputs": [], "facts": {"dtype": "bfloat16", "rows": (1, 2), 3: None}})
+    assert manifest.read(record)["facts"] == {"dtype": "bfloat16", "rows": [1, 2], "3": None}
+    raw = record.read_text(encoding="utf-8")
+    manifest.write(record, manifest.read(record))
+    assert record.read_text(encoding="utf-8") == raw
+    record.write_text(raw.replace("bfloat16", "bfloat17"), encoding="utf-8")
+    with pytest.raises(ForgeError) as caught:
+        manifest.read(record)
+    assert (caught.value.code, caught.value.cause) == (6, f"{record} is damaged: it does not have its record_sha256")
+
+
 def test_a_damaged_record_ends_a_script_with_6(project, run_script):
     record = TRAIN.record(project.layout)
     record.write_text('{"subject": [', encoding="utf-8")

@@ -9,10 +9,15 @@ follows; one that does not is refused by name.
 
 import contextlib
 import functools
+import os
+import resource
+
+import psutil
 
 from forge.errors import ForgeError
 
 IGNORED = -100  # torch's cross entropy leaves this label out
+SECONDS, MEMORY = 4, 1 << 30  # of the processor and bytes: a template of a few hundred lines needs milliseconds
 
 
 def messages_of(row: dict) -> list[dict]:
@@ -27,6 +32,40 @@ def render(tokenizer, messages: list[dict], generation_prompt: bool = False) -> 
         raise ForgeError(
             f"the chat template cannot render a conversation: {error}", _what_helps(tokenizer, messages)
         ) from None
+
+
+def require_bounded(tokenizer) -> None:
+    """Raises ForgeError (2) for a chat template that does not end, or fills the memory, over a few words.
+
+    A template is a program that came with the model. jinja's sandbox keeps it from this machine's files, not from
+    loops in loops; so it is first tried in a process that the kernel stops.
+    """
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            _try_within_limits(tokenizer)
+            os._exit(0)
+        os._exit(1)
+    if os.waitpid(child, 0)[1] != 0:
+        raise ForgeError(
+            f"the chat template takes more than {SECONDS} s or {MEMORY >> 30} GB for a few words",
+            "name another base, or a template for it in model.chat_template",
+        )
+
+
+def _try_within_limits(tokenizer) -> None:
+    """What a template refuses in words is found later, by its name; here only MemoryError gets out."""
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))  # counts from the fork on
+    taken = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+    turns = [{"role": role, "content": "Hello"} for role in ("system", "user", "assistant", "user")]
+    for messages, prompted in ((turns, True), (turns[1:], True), (turns[1:2], True), (turns[1:3], False)):
+        try:
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted)
+        except MemoryError:
+            raise
+        except Exception:
+            continue
 
 
 def _what_helps(tokenizer, messages: list[dict]) -> str:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from forge import schema
+from forge.data import secrets
 from forge.errors import ForgeError
 from forge.files import sha256_json
 from forge.graph import BY_NAME, Layout
@@ -98,6 +99,12 @@ def load(path: str | Path) -> Config:
     values: dict = {}
     for source in sources:
         values = _merge(values, source.values)
+    for location, text in _texts(values, (), set()):
+        if token := secrets.well_known(text):
+            raise ForgeError(
+                f"{_place(sources, location)}: holds what looks like a {token}",
+                "take it out, and revoke it where the file was shared; tokens belong into .env",
+            )
     try:
         config = schema.TrainingConfig.model_validate(values)
     except ValidationError as error:
@@ -105,6 +112,16 @@ def load(path: str | Path) -> Config:
     for dotted, cause, remedy in schema.contradictions(config):
         raise ForgeError(f"{_place(sources, tuple(dotted.split('.')))}: {cause}", remedy)
     return Config(path, config)
+
+
+def _texts(value: object, location: tuple, seen: set[int]) -> Iterable[tuple[tuple, str]]:
+    """Every text of the values, with its place; what aliases repeat once."""
+    if isinstance(value, str):
+        yield location, value
+    elif isinstance(value, dict | list) and id(value) not in seen:
+        seen.add(id(value))
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(item, (*location, key), seen)
 
 
 def _read_chain(path: Path) -> list[_Source]:

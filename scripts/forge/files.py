@@ -61,6 +61,14 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what `write_text` left half-written in a folder when its process was killed."""
+    for path in folder.glob(".*.partial"):
+        process = path.name.split(".")[-2]
+        if path.is_file() and process.isdigit() and not Path("/proc", process).exists():
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

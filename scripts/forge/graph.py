@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GATES = Path("evaluation")
+CACHE = GATES / ".cache"  # figures of the base, which do not depend on the tuned model
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The record that every phase leaves: what it made, from what, with which settings.
 
 A record is plain JSON. `subject` lists the files with size and SHA-256, names relative to the record's
-folder; `inputs` the digests of what was read; `config` the digest of the config values the phase reads.
+folder; `inputs` the digests of what was read; `config` the digest of the config values the phase reads;
+`record_sha256` the SHA-256 of all the rest of the record, so that a changed byte in it is found like one in a file.
 A phase is current when config and inputs are the recorded ones and the files are there with their sizes.
 """
 
@@ -12,26 +13,55 @@ from pathlib import Path
 
 from forge.config import Config
 from forge.errors import INTEGRITY, ForgeError
-from forge.files import sha256_file, sha256_json
+from forge.files import sha256_file, sha256_json, write_json
 from forge.graph import BY_NAME, Layout, Phase
 
 # Training curves are worth keeping but no part of what later phases depend on.
 BYSTANDERS = ("metrics.jsonl", "README.md", "verdict.json", "items.jsonl")
 
 
+SEAL = "record_sha256"
+
+
+def write(record: Path, content: dict) -> None:
+    """Write a record, sealed by the digest of its content."""
+    plain = json.loads(json.dumps({key: value for key, value in content.items() if key != SEAL}))  # as it will be read
+    write_json(record, {**plain, SEAL: sha256_json(plain)})
+
+
 def read(record: Path) -> dict | None:
     """The record's content, None when there is none. A torn or foreign file is an integrity error (6)."""
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
-        if not isinstance(content["subject"], list) or not isinstance(content["inputs"], list):
-            raise TypeError("subject and inputs are no lists")
-        for item in content["subject"]:
-            _ = item["name"], item["sha256"], item["size"]
+        _require_form(content)
+        if SEAL in content and content[SEAL] != sha256_json({k: v for k, v in content.items() if k != SEAL}):
+            raise ValueError(f"it does not have its {SEAL}")
         return content
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ForgeError(f"{record} is damaged: {error}", f"delete {record} and run make again", INTEGRITY) from None
+
+
+def _require_form(content: dict) -> None:
+    """Raises KeyError, TypeError or ValueError for what is no record."""
+    if not isinstance(content["subject"], list) or not isinstance(content["inputs"], list):
+        raise TypeError("subject and inputs are no lists")
+    for item in content["subject"]:
+        if (
+            not isinstance(item["name"], str)
+            or not isinstance(item["sha256"], str)
+            or not isinstance(item["size"], int)
+        ):
+            raise TypeError("an entry of subject is none")
+        if "\0" in item["name"] or Path(item["name"]).is_absolute() or ".." in Path(item["name"]).parts:
+            raise ValueError("a name of subject leads out of its folder")
+    for item in content["inputs"]:
+        if not isinstance(item["name"], str) or not isinstance(item["sha256"], str | None):
+            raise TypeError("an entry of inputs is none")
+    for key in ("settings", "facts"):
+        if not isinstance(content.get(key, {}), dict):
+            raise TypeError(f"{key} is no mapping")
 
 
 def describe(folder: Path, names: list[str] | None = None, known: dict[str, str] | None = None) -> list[dict]:

@@ -105,6 +105,8 @@ class Run:
 
     def mend(self) -> None:
         """Finish what a kill cut in two."""
+        for folder in (self.layout.build, self.record.parent, graph.CACHE):
+            files.sweep(folder)
         if self.shares_folder:
             files.move_in(self.staging, self.layout.gguf_folder, self.record.name)
             files.remove(self.staging)
@@ -134,7 +136,7 @@ class Run:
             "seconds": round(time.time() - self.started, 1),
             "peak_mb": peak_mb(),
         }
-        files.write_json(folder / self.record.name, content)
+        manifest.write(folder / self.record.name, content)
 
     def input_digests(self) -> list[dict]:
         """`inputs` of the record: the digest of every phase (and of the documents) that was read."""

@@ -99,6 +99,7 @@ LETTERS = frozenset(string.ascii_letters + string.digits + "_-")
 WORDS = bytes(code if chr(code) in LETTERS else 32 for code in range(256))
 RUNS = bytes(97 if chr(code) in LETTERS else 32 for code in range(256))
 RUN = b"a" * SHORTEST
+WORD = re.compile(f"[A-Za-z0-9_-]{{{SHORTEST},}}")
 
 
 class Rule(NamedTuple):
@@ -167,6 +168,15 @@ def _tokens(text: str) -> Iterator[Span]:
     for place in ids:
         yield from _secrets_near(text, place)
     yield from _dotted(text, words)
+
+
+def well_known(text: str) -> str | None:
+    """The rule by which a word of the text is a token, by this module's own rules: needs no library."""
+    for word in WORD.findall(text):
+        for rule in RULES:
+            if rule.pattern.fullmatch(word) and rule.accept(word) and not _placeholder(word):
+                return rule.name
+    return None
 
 
 def _rule_of(word: str) -> str | None:

@@ -15,7 +15,6 @@ from forge import compare, files, graph, models
 from forge.evaluating import scoring
 from forge.evaluating.sets import Pair, Sets
 
-CACHE = graph.GATES / ".cache"
 FORM = 1  # of what is cached, part of its name: raised when this file computes something else
 CONTROLS = 16  # pairs of the controls: 8,000 tokens for each, some 15 s of two cores for the starter
 LARGEST_RANDOM = 4_000_000_000  # bytes of weights: a model of random weights is made in memory up to here
@@ -39,14 +38,20 @@ def on_processor(size: int, free: int) -> str:
 
 
 def cached(depends: list, make: Callable[[], dict]) -> dict:
-    """What `make` gives, from the file whose name is the digest of `depends`, or made and written there."""
-    path = CACHE / f"{files.sha256_json([FORM, *depends])[:32]}.json"
+    """What `make` gives, from the file whose name is the digest of `depends`, or made and written there.
+
+    A file of another SHA-256 than it was written with counts as none.
+    """
+    path = graph.CACHE / f"{files.sha256_json([FORM, *depends])[:32]}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        made = make()
-        files.write_json(path, made)
-        return made
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["sha256"] == files.sha256_json(known["made"]):
+            return known["made"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    made = json.loads(json.dumps(make()))  # as it is read the next time
+    files.write_json(path, {"made": made, "sha256": files.sha256_json(made)})
+    return made
 
 
 def of_pairs(model, tokenizer, pairs: list[Pair], say: Callable[[str], None] | None = None) -> list[dict]:

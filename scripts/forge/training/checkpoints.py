@@ -49,6 +49,8 @@ def latest(place: Path, say: Callable[[str], None]) -> Path | None:
 def _damage(checkpoint: Path) -> str | None:
     try:
         listed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+        if not listed:
+            return "its seal names no file"
         for item in listed:
             if files.sha256_file(checkpoint / item["name"]) != item["sha256"]:
                 return f"{item['name']} was changed"
