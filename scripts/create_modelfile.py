@@ -84,7 +84,7 @@ def model_name(run: phase.Run) -> str:
 
 
 def stop_line(token: str) -> str:
-    if '"' in token or "\n" in token:
+    if '"' in token or not token.isprintable():
         raise ForgeError(f"the end token {token!r} cannot be written into a Modelfile", "choose another base")
     return f'PARAMETER stop "{token}"'
 

@@ -158,6 +158,7 @@ def from_hub(run: phase.Run, name: str, revision: str | None) -> dict:
         "allow_patterns": list(models.MODEL_FILES),
         "ignore_patterns": list(models.NOT_MODEL_FILES),
     }
+    hub.bound_waits()
     try:
         listed = snapshot_download(dry_run=True, **wanted)
         size = sum(item.file_size or 0 for item in listed if item.will_download)

@@ -36,6 +36,7 @@ def main() -> None:
 def sync(arguments) -> None:
     configuration = config.load(arguments.config)
     layout = configuration.layout
+    phase.tidy(configuration)
     stale = {}
     for row in graph.PHASES:
         outside = sources.outside(row.name, configuration)

@@ -13,6 +13,7 @@ from filelock import FileLock
 from forge import llama
 
 ROOT = Path(__file__).resolve().parents[1]
+pytest.register_assert_rewrite("harm", "project")
 
 # `make test` hands its own settings down: the tests' makes and scripts must not see them.
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "VENV", "CONFIG", "PROMPT"):

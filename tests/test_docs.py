@@ -28,6 +28,7 @@ CONFIG_PAGE = ROOT / "docs/config.md"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
 VARIABLES = {
+    "RUNS",
     "CONFIG",
     "VENV",
     "TORCH",
@@ -210,7 +211,13 @@ def targets_of(arguments: list[str]) -> list[str]:
 
 
 def test_the_pages_name_make_commands():
-    assert {"make all", "make status", "make lint test", "make redo PHASE=gguf", "make -n all"} <= CALLS.keys()
+    assert {
+        "make all",
+        "make status",
+        "make lint test test-slow",
+        "make redo PHASE=gguf",
+        "make -n all",
+    } <= CALLS.keys()
     assert {target for _, arguments in CALLS.values() for target in targets_of(arguments)} >= TARGETS - {"lint"}
 
 
@@ -502,7 +509,7 @@ def test_no_path_of_one_machine(page):
 
 def test_the_test_command_is_the_one_of_ci():
     commands = [line for line in text_of(ROOT / ".ci/run").splitlines() if re.match(r"make .*\btest\b", line)]
-    assert commands == ["make lint test"]
+    assert commands == ["make lint test test-slow"]
     assert f"```bash\n{commands[0]}\n```" in section(ROOT / "README.md", "Tests")
 
 

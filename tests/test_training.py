@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import read_rows
-from forge import chat, config, files, graph, phase
+from forge import chat, config, errors, files, graph, phase
 from forge.errors import ForgeError
 
 ADAPTER = Path("models/test-adapter")
@@ -201,14 +201,13 @@ def test_halved_batches_keep_the_rows_of_a_step(rows, accumulation, wanted):
 
 def test_what_is_out_of_memory():
     import torch
-    from forge.training import stages
 
-    assert stages.out_of_memory(torch.OutOfMemoryError("x"))
-    assert stages.out_of_memory(MemoryError())
-    assert not stages.out_of_memory(RuntimeError("shapes do not match"))
+    assert errors.out_of_memory(torch.OutOfMemoryError("x"))
+    assert errors.out_of_memory(MemoryError())
+    assert not errors.out_of_memory(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
-    assert stages.out_of_memory(caught.value), "as PyTorch says it on a CPU"
+    assert errors.out_of_memory(caught.value), "as PyTorch says it on a CPU"
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The errors that a user is meant to read: one line of cause, one line of remedy, one exit code."""
 
+import re
+
 OK = 0
 BAD_INPUT = 2
 GATE_NOT_PASSED = 3
@@ -27,6 +29,18 @@ class ForgeError(Exception):
     def __reduce__(self) -> tuple:
         """As exceptions are handed from one process to another: with all that they were made of."""
         return type(self), (self.cause, self.remedy, self.code)
+
+
+NO_MEMORY = re.compile(
+    "can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|failed to map segment|"
+    "can't start new thread|OutOfMemoryError|MemoryError",
+    re.IGNORECASE,
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """PyTorch has an exception of its own for a GPU; other libraries, and the loader of libraries, say it in words."""
+    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(f"{type(error).__name__}: {error}"))
 
 
 def one_line(text: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from forge import files
 from forge.errors import BAD_INPUT, ENVIRONMENT, ForgeError, one_line
 
+PATIENCE = 30  # seconds
 RECORDS = ("**/*.parquet", "**/*.jsonl", "**/*.json", "**/*.csv", "**/*.tsv")
 # What the library datasets keeps beside the records, and the scripts that older data sets were read with.
 NO_RECORDS = ("**/*.py", "**/dataset_infos.json", "**/dataset_info.json", "**/dataset_dict.json", "**/state.json")
@@ -20,6 +21,21 @@ def token() -> str | None:
 
     known = {**dotenv_values(".env"), **os.environ}
     return known.get("HF_TOKEN") or known.get("HUGGING_FACE_TOKEN") or None
+
+
+def bound_waits(seconds: float = PATIENCE) -> None:
+    """A request of huggingface_hub that sets no limit of its own ends after so many seconds without a byte.
+
+    Its client has none: a server that takes the request and never answers would hold a phase for ever.
+    """
+    from huggingface_hub.utils import get_session
+
+    def bound(request) -> None:
+        limits = request.extensions.get("timeout") or {}
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: limits.get(kind) or seconds for kind in kinds}
+
+    get_session().event_hooks["request"].append(bound)
 
 
 def explain(error: Exception, name: str, revision: str | None, keys: str, again: str, address: str = "") -> Exception:
@@ -83,6 +99,7 @@ def fetch(
         "allow_patterns": _both(include),
         "ignore_patterns": [".*", "*/.*", *_both(NO_RECORDS), *_both(exclude)],
     }
+    bound_waits()
     try:
         listed = snapshot_download(dry_run=True, **wanted)
         size = sum(item.file_size or 0 for item in listed if item.will_download)

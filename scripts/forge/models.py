@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from forge.errors import BAD_INPUT, INTEGRITY, ForgeError, one_line
+from forge.errors import BAD_INPUT, INTEGRITY, ForgeError, one_line, out_of_memory
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # <malloc.h>
 DTYPES = ("bfloat16", "float16", "float32")
@@ -108,6 +108,8 @@ def tokenizer(folder: Path):
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers, json and transformers each raise their own on damaged files
+        if out_of_memory(error):
+            raise
         raise ForgeError(
             f"the tokenizer in {folder} does not load: {one_line(error)[:200]}",
             f"delete {folder} and run make model again",
@@ -143,9 +145,9 @@ def causal_lm(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # safetensors, json, transformers each raise their own on damaged files
+        if out_of_memory(error):
+            raise
         raise ForgeError(
             f"the model in {folder} does not load: {type(error).__name__}: {one_line(error)[:200]}",
             f"delete {folder} and run make again",
@@ -172,6 +174,8 @@ def with_adapter(model, folder: Path):
         try:
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise ForgeError(
                 f"the adapter in {folder} does not fit this base: {one_line(error)[:200]}",
                 "train again (make redo PHASE=train), or restore the base that it was trained on",

@@ -28,7 +28,16 @@ from importlib import metadata
 from pathlib import Path
 
 from forge import VERSION, archive, audit, config, files, graph, lineage, manifest, sources
-from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, INTERRUPTED, LOCKED, OK, ForgeError, one_line
+from forge.errors import (
+    ENVIRONMENT,
+    GATE_NOT_PASSED,
+    INTERRUPTED,
+    LOCKED,
+    OK,
+    ForgeError,
+    one_line,
+    out_of_memory,
+)
 
 OVERRIDE = "OVERRIDE_REASON"  # variable of the environment: why a verdict that is no PASS is overridden
 PACKAGES = [
@@ -347,7 +356,13 @@ def explained(error: BaseException) -> ForgeError:
         return error
     if isinstance(error, KeyboardInterrupt):
         return ForgeError("interrupted", "run the same command again: it goes on", INTERRUPTED)
-    if isinstance(error, MemoryError):
+    if type(error).__name__ == "OutOfMemoryError":
+        return ForgeError(
+            f"out of GPU memory: {error}",
+            "set training.per_device_train_batch_size to 1 or lower training.max_length",
+            ENVIRONMENT,
+        )
+    if out_of_memory(error):
         return ForgeError("out of memory", "close other programs or add swap space", ENVIRONMENT)
     if isinstance(error, OSError):
         return from_os_error(error)
@@ -371,12 +386,6 @@ def from_os_error(error: OSError) -> ForgeError:
 
 
 def unexpected(error: BaseException) -> ForgeError:
-    if type(error).__name__ == "OutOfMemoryError":
-        return ForgeError(
-            f"out of GPU memory: {error}",
-            "set training.per_device_train_batch_size to 1 or lower training.max_length",
-            ENVIRONMENT,
-        )
     if "No space left on device" in str(error):  # safetensors and torch raise errors of their own
         return from_os_error(OSError(errno.ENOSPC, ""))
     if isinstance(error, ModuleNotFoundError):
@@ -403,6 +412,15 @@ def lock(layout: graph.Layout, name: str) -> Iterator[None]:
         handle.write(f"{name}, process {os.getpid()}")
         handle.flush()
         yield
+
+
+def tidy(configuration: config.Config) -> None:
+    """Finish or remove what a killed run left, of phases that nothing will run again; nothing while a run works."""
+    runs = [Run(row, configuration, argparse.Namespace(force=False)) for row in graph.PHASES]
+    if any(path.exists() for run in runs for path in (run.staging, files.retired_path(run.record.parent))):
+        with contextlib.suppress(ForgeError), lock(configuration.layout, "make"):
+            for run in runs:
+                run.mend()
 
 
 def versions() -> dict[str, str]:

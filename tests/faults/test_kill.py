@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 APART = 3  # has no divisor in common with the number of phases: a few runs are spread, many reach every phase
 
 
-@pytest.mark.parametrize("run", harm.runs(4))
+@pytest.mark.parametrize("run", harm.runs(3))
 def test_killed_at_an_instant_drawn_over_a_phase(chain, tmp_path, run):
     draw = random.Random(run)
     phase = harm.PHASES[run * APART % len(harm.PHASES)]
@@ -58,7 +58,7 @@ def killed_at(root: Path, script: str, number: int) -> tuple[int, int]:
     return process.wait(timeout=300), count
 
 
-@pytest.mark.parametrize("run", harm.runs(3, share=0.4))
+@pytest.mark.parametrize("run", harm.runs(2, share=0.4))
 def test_killed_between_two_changes_of_the_disk(chain, tmp_path, run):
     draw = random.Random(1000 + run)
     phase = harm.PHASES[(run * APART + 2) % len(harm.PHASES)]
@@ -82,7 +82,7 @@ SIGNALS = {
 }
 
 
-@pytest.mark.parametrize("run", harm.runs(3, share=0.3))
+@pytest.mark.parametrize("run", harm.runs(2, share=0.3))
 def test_a_signal_to_all_processes(chain, tmp_path, run):
     """Ctrl-C reaches make and all its children, as does the end of a session."""
     draw = random.Random(2000 + run)

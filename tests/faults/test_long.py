@@ -20,6 +20,7 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
+@harm.if_asked
 def test_runs_in_a_row(chain, tmp_path):
     root = harm.copy(chain, tmp_path)
     before = kept_by_git(root)

@@ -32,6 +32,7 @@ def test_two_of_one_config(chain, tmp_path):
     harm.harmless(fault, harm.recover(root, chain), waited=round(waited, 2))
 
 
+@harm.if_asked
 def test_two_configs_at_once(chain, tmp_path):
     root = harm.copy(chain, tmp_path)
     harm.undo(root, next(row for row in harm.PHASES if row.name == "train"))
@@ -49,7 +50,7 @@ def test_two_configs_at_once(chain, tmp_path):
     adapters = [root / f"models/{name}-adapter/adapter_model.safetensors" for name in ("test", "other")]
     assert files.sha256_file(adapters[0]) == files.sha256_file(adapters[1])
     for name in ("other-adapter", "merged/other-merged", "checkpoints/other"):
-        shutil.rmtree(root / "models" / name)
+        shutil.rmtree(root / "models" / name, ignore_errors=True)
     for path in (root / "models/gguf").glob("other*"):
         path.unlink()
     seconds = harm.recover(root, chain)

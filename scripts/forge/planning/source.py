@@ -53,6 +53,7 @@ def from_hub(name: str, revision: str | None) -> Base:
     from huggingface_hub.errors import HfHubHTTPError
 
     access = {"repo_id": name, "revision": revision, "token": hub.token()}
+    hub.bound_waits()
     try:
         config = Path(hf_hub_download(filename="config.json", **access))
         listed = snapshot_download(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from forge import VERSION
+from forge import VERSION, hub
 from forge.errors import BAD_INPUT, INTEGRITY, ForgeError
 from forge.publishing import refusals
 from forge.publishing.plan import OLLAMA, Plan
@@ -18,6 +18,7 @@ from forge.publishing.scan import Item
 
 # Seconds between tries after 429, 5xx or a broken connection; the library itself waits up to 25 s a request before.
 WAITS = (5.0, 15.0, 30.0)
+PATIENCE = 300  # seconds: the Hub itself looks at large files before it answers a commit
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Sending:
         logging.set_verbosity_error()  # its warnings name addresses that are good for an upload
         if not sys.stderr.isatty():
             disable_progress_bars()
+        hub.bound_waits(PATIENCE)
         self.api = HfApi(token=token, library_name="model-forge", library_version=VERSION)
         self.plan, self.before, self.replace, self.say = plan, before, replace, say
         # Kept over tries: what they know of a file (its hash, that it is up) is not found out twice.

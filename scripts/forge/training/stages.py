@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from forge import files, models, phase
-from forge.errors import ENVIRONMENT, INTERRUPTED, ForgeError
+from forge.errors import ENVIRONMENT, INTERRUPTED, ForgeError, out_of_memory
 from forge.training import base, batches, checkpoints, follow, guard, preference, ranks, supervised
 from forge.training.choices import Choices
 
@@ -227,15 +227,6 @@ def last_validation(trainer) -> dict:
     if "eval_rewards/accuracies" in entry:
         found["preferred_rightly"] = entry["eval_rewards/accuracies"]
     return found
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """PyTorch has an exception of its own for a GPU; on a CPU it says it in words."""
-    return (
-        type(error).__name__ == "OutOfMemoryError"
-        or isinstance(error, MemoryError)
-        or ("can't allocate memory" in str(error))
-    )
 
 
 def halved(rows_at_once: int, accumulation: int) -> tuple[int, int] | None:
