@@ -47,7 +47,7 @@ def measure(run: phase.Run, wanted: sets.Sets, folder: Path) -> tuple[dict, dict
     models.prepare()
     tokenizer, limit = models.tokenizer(run.layout.base), run.settings["evaluation"]["max_new_tokens"]
     placed = models.place(run.layout.base)  # asked once: what is free on a GPU changes
-    dtype = measuring.precision(run.layout.base, placed[0])
+    dtype = models.precision(run.layout.base, placed[0])
     how = f"{dtype}{', the weights in 4 bits' if placed[1] else ''}"
     run.say(f"{len(wanted.pairs)} pairs of {', '.join(wanted.targets)}, {len(wanted.asked)} questions, in {how}")
 

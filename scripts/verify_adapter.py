@@ -22,7 +22,8 @@ def work(run: phase.Run) -> dict:
     tokenizer = models.tokenizer(run.layout.base)
     nonzero, total = adapter_weights(run.layout.adapter)
     rows = compare.heldout_rows(run.layout.dataset, tokenizer, limits["heldout_rows"])
-    base = models.to_measure(run.layout.base, models.compute_dtype("auto"))
+    placed = models.place(run.layout.base)
+    base = models.to_measure(run.layout.base, models.precision(run.layout.base, placed[0]), placed)
     before = compare.scores(compare.hugging_face(base), rows)
     held = questions.heldout(run.layout.dataset, limits["questions"])
     asked = [row["prompt"] for row in held] or [chat.conversation(system_prompt(run), "Who are you?")]
@@ -139,7 +140,8 @@ def ask(run: phase.Run) -> bool:
         return False
     wanted = questions_of(arguments)
     models.prepare()
-    dtype = models.compute_dtype("auto")
+    placed = models.place(run.layout.base)
+    dtype = models.precision(run.layout.base, placed[0])
     if arguments.model_type == "merged":
         folder, model = run.layout.merged, None
     else:
@@ -151,9 +153,9 @@ def ask(run: phase.Run) -> bool:
             "the merged model was not kept (merge.keep)", "leave --model-type out: the adapter says the same"
         )
     if arguments.model_type == "merged":
-        model = models.to_measure(folder, dtype)
+        model = models.to_measure(folder, dtype, placed)
     else:
-        model = models.with_adapter(models.to_measure(run.layout.base, dtype), folder)
+        model = models.with_adapter(models.to_measure(run.layout.base, dtype, placed), folder)
     tokenizer = models.tokenizer(run.layout.base)
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.do_sample else None
     for question in wanted:

@@ -317,6 +317,7 @@ def test_a_wrong_config_is_two_lines(tmp_path, script):
     )
 
 
+@pytest.mark.slow
 def test_startup(tmp_path):
     lines, line = result(bench("startup.py", "--repeat", "1", cwd=tmp_path))
     assert line["name"] == "startup"

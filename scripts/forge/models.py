@@ -236,6 +236,22 @@ def place(folder: Path) -> tuple[str, bool]:
     return (device(), four_bit) if not four_bit or size * 0.4 + 8e8 < free else ("cpu", False)
 
 
+def precision(folder: Path, device: str) -> str:
+    """What a model of a folder is measured in, on the `device` that `place` chose."""
+    import psutil
+
+    if device != "cpu":
+        return compute_dtype("auto")
+    return on_processor(weight_bytes(folder), psutil.virtual_memory().available)
+
+
+def on_processor(size: int, free: int) -> str:
+    """32 bits where the CPU's bfloat16 is slow (no AMX) and twice the `size` bytes of the weights fit `free`."""
+    if processor_has("amx_bf16") or 3 * size >= free:
+        return compute_dtype("auto")
+    return "float32"
+
+
 def to_measure(folder: Path, dtype: str, placed: tuple[str, bool] | None = None):
     """A model to be measured. `placed`: what `place` said, for who must know it before; None asks now."""
     where, four_bit = placed or place(folder)

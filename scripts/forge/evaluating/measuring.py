@@ -21,22 +21,6 @@ LARGEST_RANDOM = 4_000_000_000  # bytes of weights: a model of random weights is
 ANSWERS = ("preferred", "failure", "refusal")
 
 
-def precision(folder: Path, device: str) -> str:
-    """What to compute in on the `device` that models.place chose."""
-    import psutil
-
-    if device != "cpu":
-        return models.compute_dtype("auto")
-    return on_processor(models.weight_bytes(folder), psutil.virtual_memory().available)
-
-
-def on_processor(size: int, free: int) -> str:
-    """32 bits where the CPU's bfloat16 is slow (no AMX) and twice the `size` bytes of the weights fit `free`."""
-    if models.processor_has("amx_bf16") or 3 * size >= free:
-        return models.compute_dtype("auto")
-    return "float32"
-
-
 def cached(depends: list, make: Callable[[], dict]) -> dict:
     """What `make` gives, from the file whose name is the digest of `depends`, or made and written there.
 

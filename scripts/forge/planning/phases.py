@@ -4,17 +4,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from forge import disk, environment, graph, manifest, models
+from forge import compare, disk, environment, graph, manifest, models
 from forge.config import Config
 from forge.errors import ENVIRONMENT, ForgeError
-from forge.evaluating import measuring
 from forge.planning import machine, needs, remedy, source, times
 from forge.planning.batch import Batch
 from forge.planning.hollow import Weights
 from forge.training.choices import Choices, fitting
 
-ASKED = 24  # answers at once, as compare.ANSWERS_AT_ONCE
-PROMPT = 64  # tokens of a question that is not known
 PAIRS, PAIR_TOKENS = 208, 660  # of a target of scenarios/evaluation/; the three answers, each with its question
 PROMPTS, ANSWERED = 3, 48  # sets of prompts that make evaluate asks, and what it asks of each at most
 
@@ -71,12 +68,12 @@ class Planner:
         if name == "train":
             return self.needed
         if name == "verify-adapter":
-            compute = models.compute_dtype("auto")
-            cache = self.cache(compute, min(ASKED, max(1, self.values.evaluation.questions)))
+            compute = self.measured_in()
+            cache = self.cache(compute, max(1, self.values.evaluation.questions))
             return needs.verify_adapter(weights, adapter, tokenizer, compute, cache, tokens, vocabulary)
         if name == "evaluate":
-            compute = self.evaluated_in()
-            return needs.evaluate(weights, adapter, tokenizer, compute, self.cache(compute, ASKED))
+            compute = self.measured_in()
+            return needs.evaluate(weights, adapter, tokenizer, compute, self.cache(compute, compare.ANSWERS_AT_ONCE))
         if name == "merge":
             base = self.values.merge.base
             return needs.merge(weights, adapter, tokenizer, dtype, base, tokens, vocabulary)
@@ -93,20 +90,18 @@ class Planner:
         median = self.estimator.statistics.get("tokens", {}).get("median") or self.estimator.limit
         return self.values.evaluation.heldout_rows * median
 
-    def evaluated_in(self) -> str:
-        """What make evaluate computes in."""
+    def measured_in(self) -> str:
+        """What verify-adapter and evaluate compute in."""
         if self.there.card is not None:
             return models.compute_dtype("auto")
         size = self.estimator.weights.total * needs.BYTES[self.values.model.dtype]
-        return measuring.on_processor(size, self.there.memory)
+        return models.on_processor(size, self.there.memory)
 
     def cache(self, dtype: str, asked: int) -> int:
-        """Bytes of keys and values of answers that are asked for at once."""
-        text, evaluation = self.estimator.text, self.values.evaluation
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        tokens = asked * (PROMPT + evaluation.max_new_tokens)
-        return 2 * text.num_hidden_layers * heads * width * tokens * needs.BYTES[dtype]
+        """Bytes of keys and values of the answers that are written at once, of so many that are asked for."""
+        text, limit, width = self.estimator.text, self.values.evaluation.max_new_tokens, needs.BYTES[dtype]
+        together = min(asked, compare.at_once(text, width, limit))
+        return compare.cache_bytes(text, width, together * (compare.QUESTION + limit))
 
     def memory_failures(self, rows: list[Row]) -> list[ForgeError]:
         found = []
