@@ -155,8 +155,8 @@ test-slow: | $(VENV)/dev.ok      ## the tests that train or convert a whole mode
 	@$(PYTEST) -m slow
 test-faults: | $(VENV)/dev.ok    ## kill it, starve it, damage its files, and count: make test-faults RUNS=50
 	@mkdir -p build && rm -f build/faults.jsonl
-	@RUNS="$(RUNS)" FAULTS_LOG="$(CURDIR)/build/faults.jsonl" $(PYTEST) tests/faults
-	@$(PYTHON) tests/faults/table.py build/faults.jsonl
+	@code=0; RUNS="$(RUNS)" FAULTS_LOG="$(CURDIR)/build/faults.jsonl" $(PYTEST) tests/faults || code=$$?; \
+	  $(PYTHON) tests/faults/table.py build/faults.jsonl; exit $$code
 lint: | $(VENV)/dev.ok           ## ruff and shellcheck
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && \
 	  $(VENV)/bin/shellcheck scripts/*.sh .ci/run

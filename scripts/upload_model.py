@@ -6,7 +6,7 @@
 
 Reads upload.* of the config, the records and verdicts of all phases, and HF_TOKEN or HUGGING_FACE_TOKEN from the
 environment or .env. With --gguf, --adapter, --merged, --modelfile or --readme only those parts are sent, else
-everything of upload.what. A run that was cut goes on where it was: what is up is not sent again. Writes the card and
+everything of upload.what. After a cut it does not send again what is up already. Writes the card and
 the files for Ollama to build/<name>/upload/, what was sent to models/upload/<name>/upload.json and the audit trail.
 """
 

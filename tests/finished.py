@@ -181,7 +181,7 @@ class Finished:
         if name != "modelfile":
             content |= {"versions": VERSIONS, "git_commit": "9f7ffab89799", "started": "2026-01-02T03:04:05+00:00"}
             content |= {"seconds": 12.5, "peak_mb": 956}
-        files.write_json(row.record(self.layout), content)
+        manifest.write(row.record(self.layout), content)
 
     def write_from(self, name: str) -> None:
         """A phase and all after it, anew."""

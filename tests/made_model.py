@@ -65,7 +65,7 @@ def record(loaded: config.Config, row: graph.Phase, names: list[str] | None, **m
         "inputs": manifest.input_digests(row, loaded.layout, sources.outside(row.name, loaded)),
         **more,
     }
-    files.write_json(place, content)
+    manifest.write(place, content)
 
 
 def gate(loaded: config.Config, name: str, verdict: str = "PASS", override: str | None = None) -> None:

@@ -54,7 +54,7 @@ def finish(
         "subject": manifest.describe(folder, [f"{name}.Modelfile"]),
         "inputs": [],
     }
-    files.write_json(folder / f"{name}.manifest.json", content)
+    manifest.write(folder / f"{name}.manifest.json", content)
     return path
 
 

@@ -38,7 +38,7 @@ def work(run: phase.Run) -> dict | None:
     if NAME == "modelfile":
         (run.staging / f"{run.layout.name}.Modelfile").write_text(f"FROM {content}\n", encoding="utf-8")
         record = {"subject": manifest.describe(run.staging), "config": run.config.digest(NAME)}
-        files.write_json(run.staging / run.record.name, {**record, "inputs": run.input_digests()})
+        manifest.write(run.staging / run.record.name, {**record, "inputs": run.input_digests()})
         return None
     (run.staging / "data.bin").write_text(content, encoding="utf-8")
     named = {"base_model_name": "org/base", "revision": None} if NAME == "model" else {}

@@ -174,7 +174,7 @@ def dataset(tmp_path) -> Path:
     files.write_jsonl(tmp_path / "train.jsonl", [{"id": number} for number in range(20)])
     files.write_jsonl(tmp_path / "validation.jsonl", [{"id": 20}])
     names = ["train.jsonl", "validation.jsonl"]
-    files.write_json(tmp_path / "manifest.json", {"subject": manifest.describe(tmp_path, names), "inputs": []})
+    manifest.write(tmp_path / "manifest.json", {"subject": manifest.describe(tmp_path, names), "inputs": []})
     return tmp_path
 
 

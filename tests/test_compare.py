@@ -9,18 +9,18 @@ LLAMA_8B = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads":
 
 
 @pytest.mark.parametrize(
-    ("shape", "width", "limit", "wanted"),
+    ("shape", "width", "tokens", "wanted"),
     [
-        (LLAMA_8B, 2, 256, 23),
-        (LLAMA_8B, 4, 256, 11),
-        ({**LLAMA_8B, "head_dim": 256}, 2, 256, 11),
-        ({**LLAMA_8B, "num_key_value_heads": None}, 2, 256, 5),
+        (LLAMA_8B, 2, 320, 23),
+        (LLAMA_8B, 4, 320, 11),
+        ({**LLAMA_8B, "head_dim": 256}, 2, 320, 11),
+        ({**LLAMA_8B, "num_key_value_heads": None}, 2, 320, 5),
         (LLAMA_8B, 2, 100_000, 1),
         ({**LLAMA_8B, "num_hidden_layers": 1}, 2, 64, compare.ANSWERS_AT_ONCE),
     ],
 )
-def test_as_many_answers_at_once_as_their_cache_allows(shape, width, limit, wanted):
-    assert compare.at_once(SimpleNamespace(**shape), width, limit) == wanted
+def test_as_many_answers_at_once_as_their_cache_allows(shape, width, tokens, wanted):
+    assert compare.at_once(SimpleNamespace(**shape), width, tokens) == wanted
 
 
 def test_one_at_a_time_gives_the_same_answers(tiny_base, tiny_tokenizer, monkeypatch):

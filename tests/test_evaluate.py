@@ -80,15 +80,27 @@ def work(ready, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def script(work, warm):
-    """`script("evaluate_model", reason="...")` runs a script in the checkout; without one nothing is overridden."""
+def runner(folder: Path, warm):
+    """`run("evaluate_model", reason="...")` runs a script in the folder; without one nothing is overridden."""
 
     def run(name: str, *arguments: str, reason: str = ""):
         environment = {"OVERRIDE_REASON": reason}
-        return warm.run(work, f"{name}.py", "--config", "config/test.yaml", *arguments, env=environment)
+        return warm.run(folder, f"{name}.py", "--config", "config/test.yaml", *arguments, env=environment)
 
     return run
+
+
+@pytest.fixture
+def script(work, warm):
+    return runner(work, warm)
+
+
+@pytest.fixture(scope="module")
+def judged(ready, tmp_path_factory, warm) -> Path:
+    """The same, after an evaluation that was overridden."""
+    folder = Path(shutil.copytree(ready, tmp_path_factory.mktemp("judged") / "work", symlinks=True))
+    assert runner(folder, warm)("evaluate_model", reason="a test").returncode == 0
+    return folder
 
 
 def verdict() -> dict:
@@ -166,9 +178,11 @@ def test_an_override_is_for_a_verdict_alone(script):
 
 
 @pytest.fixture
-def passed(script):
-    assert script("evaluate_model", reason="a test").returncode == 0
-    return script
+def passed(judged, tmp_path, monkeypatch, warm):
+    """Runs scripts where the evaluation has passed."""
+    folder = Path(shutil.copytree(judged, tmp_path / "passed", symlinks=True))
+    monkeypatch.chdir(folder)
+    return runner(folder, warm)
 
 
 def flip(path: Path) -> None:
@@ -243,9 +257,10 @@ def test_feedback_is_written_for_scenario_forge(script, work):
     failed = [item for item in read_rows(JUDGED / "items.jsonl") if item["failed"]]
     assert [item.id for item in told.failed_scenarios] == [item["id"] for item in failed]
     assert sum(pattern.count for pattern in told.discovered_patterns) >= len(failed)
-    Path("models/bees-adapter/manifest.json").write_text(
-        Path("models/bees-adapter/manifest.json").read_text(encoding="utf-8").replace('"sha256": "', '"sha256": "0', 1)
-    )
+    record = Path("models/bees-adapter/manifest.json")
+    other = manifest.read(record)
+    other["subject"][0]["sha256"] = "0" * 64
+    manifest.write(record, other)
     done = script("export_feedback", "--folder", "home/feedback")
     assert done.returncode == 2 and "is about another adapter" in done.stderr
 

@@ -42,7 +42,7 @@ def project(checkout, write_config):
             "settings": loaded.view(row.name),
             **({"verdict": "PASS"} if row.gate else {}),
         }
-        files.write_json(record, content)
+        manifest.write(record, content)
     return loaded
 
 
@@ -133,7 +133,7 @@ def test_changed_settings_are_named(project, write_config, checkout, changes, re
 def test_settings_that_are_not_on_record(project):
     record = TRAIN.record(project.layout)
     content = json.loads(record.read_text(encoding="utf-8"))
-    files.write_json(record, {**content, "config": "another"})
+    manifest.write(record, {**content, "config": "another"})
     assert reasons(project) == {"train": "its settings changed"}
 
 
@@ -141,7 +141,7 @@ def test_a_changed_input_is_named(project):
     record = graph.BY_NAME["dataset"].record(project.layout)
     content = json.loads(record.read_text(encoding="utf-8"))
     content["subject"][0]["sha256"] = "0"
-    files.write_json(record, content)
+    manifest.write(record, content)
     readers = {row.name for row in graph.PHASES if "dataset" in row.needs}
     assert readers == {
         "validate",

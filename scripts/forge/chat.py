@@ -11,8 +11,7 @@ import contextlib
 import functools
 import os
 import resource
-
-import psutil
+import signal
 
 from forge.errors import ForgeError
 
@@ -42,10 +41,13 @@ def require_bounded(tokenizer) -> None:
     """
     child = os.fork()
     if child == 0:
-        with contextlib.suppress(BaseException):
-            _try_within_limits(tokenizer)
-            os._exit(0)
-        os._exit(1)
+        code = 0  # what the trial itself cannot do blames no template
+        with contextlib.suppress(Exception):
+            try:
+                _try_within_limits(tokenizer)
+            except MemoryError:
+                code = 1
+        os._exit(code)
     if os.waitpid(child, 0)[1] != 0:
         raise ForgeError(
             f"the chat template takes more than {SECONDS} s or {MEMORY >> 30} GB for a few words",
@@ -55,9 +57,14 @@ def require_bounded(tokenizer) -> None:
 
 def _try_within_limits(tokenizer) -> None:
     """What a template refuses in words is found later, by its name; here only MemoryError gets out."""
+    import psutil
+
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(15 * SECONDS)  # for what waits instead of computing
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))  # counts from the fork on
-    taken = psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+    most, hard = psutil.Process().memory_info().vms + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     turns = [{"role": role, "content": "Hello"} for role in ("system", "user", "assistant", "user")]
     for messages, prompted in ((turns, True), (turns[1:], True), (turns[1:2], True), (turns[1:3], False)):
         try:

@@ -18,7 +18,6 @@ from forge.errors import ForgeError
 
 ANSWERS_AT_ONCE = 48  # on 2 cores 24 took 1.3 times as long: each step reads all weights
 CACHE_BYTES = 1e9  # keys and values of answers that are written at once: 23 of 256 tokens by an 8B model in 16 bits
-QUESTION = 64  # tokens, where they are not counted
 SCORE_BYTES = 500_000_000  # 2,500 tokens of a 49,152-word vocabulary, 820 of a 152,064-word one
 TOKENS_AT_ONCE = 2048  # of a GGUF's rows: every weight is read once for as many
 ROWS_AT_ONCE = 64
@@ -163,17 +162,23 @@ def compare(rows: list[dict], reference: Iterable[np.ndarray], other: Scorer) ->
 def answers(model, tokenizer, questions: list[list[dict]], limit: int, sampling: dict | None = None) -> list[dict]:
     """Answers of a Hugging Face model: text, whether it ended by itself, its tokens and how many are control tokens.
 
-    `questions` are conversations; `limit` tokens at most. Greedy unless `sampling` is given. In batches, padded on the
-    left, of as many as `at_once` says.
+    `questions` are conversations; `limit` tokens at most. Greedy unless `sampling` is given. In batches of like size,
+    padded on the left, of at most as many as `at_once` says.
     """
-    size = at_once(model.config.get_text_config(), model.dtype.itemsize, limit)
-    batches = [questions[start : start + size] for start in range(0, len(questions), size)]
+    prompts = [chat.prompt_ids(tokenizer, question) for question in questions]
+    longest = max(map(len, prompts), default=0) + limit
+    most = at_once(model.config.get_text_config(), model.dtype.itemsize, longest)
+    size = -(-len(prompts) // max(1, -(-len(prompts) // most))) or 1
+    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     return [answer for batch in batches for answer in _batch(model, tokenizer, batch, limit, sampling)]
 
 
-def at_once(text, width: int, limit: int) -> int:
-    """How many answers of `limit` tokens are written at once. `text`: the model's config, `width` bytes a number."""
-    return int(max(1, min(ANSWERS_AT_ONCE, CACHE_BYTES // cache_bytes(text, width, QUESTION + limit))))
+def at_once(text, width: int, tokens: int) -> int:
+    """How many questions with their answers, of so many `tokens`, are worked on at once.
+
+    `text`: the model's config, `width`: bytes of a number.
+    """
+    return int(max(1, min(ANSWERS_AT_ONCE, CACHE_BYTES // cache_bytes(text, width, tokens))))
 
 
 def cache_bytes(text, width: int, tokens: int) -> int:
@@ -183,10 +188,9 @@ def cache_bytes(text, width: int, tokens: int) -> int:
     return 2 * text.num_hidden_layers * heads * head * tokens * width
 
 
-def _batch(model, tokenizer, questions: list[list[dict]], limit: int, sampling: dict | None) -> list[dict]:
+def _batch(model, tokenizer, prompts: list[list[int]], limit: int, sampling: dict | None) -> list[dict]:
     import torch
 
-    prompts = [chat.prompt_ids(tokenizer, question) for question in questions]
     width = max(map(len, prompts))
     stops = chat.stop_ids(tokenizer, model.generation_config)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]

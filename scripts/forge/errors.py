@@ -31,16 +31,13 @@ class ForgeError(Exception):
         return type(self), (self.cause, self.remedy, self.code)
 
 
-NO_MEMORY = re.compile(
-    "can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|failed to map segment|"
-    "can't start new thread|OutOfMemoryError|MemoryError",
-    re.IGNORECASE,
-)
+NO_MEMORY = re.compile("can't allocate memory|cannot allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """PyTorch has an exception of its own for a GPU; other libraries, and the loader of libraries, say it in words."""
-    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(f"{type(error).__name__}: {error}"))
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or bool(NO_MEMORY.search(str(error)))
 
 
 def one_line(text: str) -> str:

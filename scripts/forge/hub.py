@@ -24,18 +24,26 @@ def token() -> str | None:
 
 
 def bound_waits(seconds: float = PATIENCE) -> None:
-    """A request of huggingface_hub that sets no limit of its own ends after so many seconds without a byte.
+    """Requests of huggingface_hub that set no limit of their own end after so many seconds without a byte.
 
-    Its client has none: a server that takes the request and never answers would hold a phase for ever.
+    Its client has none: a server that takes the request and never answers would hold a phase for ever. The library
+    makes a new client after a broken connection, so it is given what makes them.
     """
-    from huggingface_hub.utils import get_session
+    import httpx2
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import hf_request_event_hook
 
-    def bound(request) -> None:
+    def bound(request: httpx2.Request) -> None:
         limits = request.extensions.get("timeout") or {}
         kinds = ("connect", "read", "write", "pool")
         request.extensions["timeout"] = {kind: limits.get(kind) or seconds for kind in kinds}
 
-    get_session().event_hooks["request"].append(bound)
+    def client() -> httpx2.Client:  # as the library's own, and `bound`
+        return httpx2.Client(
+            event_hooks={"request": [hf_request_event_hook, bound]}, follow_redirects=True, timeout=None
+        )
+
+    set_client_factory(client)
 
 
 def explain(error: Exception, name: str, revision: str | None, keys: str, again: str, address: str = "") -> Exception:

@@ -23,6 +23,10 @@ def load(names: Iterable[str], config: Config, wanted_by: str, weights: bool = T
         content = manifest.read(record)
         if content is None:
             raise ForgeError(f"{wanted_by} needs {record}, which is not there", f"run make {name} CONFIG={config.path}")
+        if content.get("phase", name) != name:
+            raise ForgeError(
+                f"{record} is the record of {content['phase']}", f"delete {record} and run make again", INTEGRITY
+            )
         outside = sources.outside(name, config) if needed.gate else None
         changed = manifest.changed_inputs(needed, config.layout, content, outside) if needed.gate else []
         if changed:

@@ -34,7 +34,7 @@ def read(record: Path) -> dict | None:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         _require_form(content)
-        if SEAL in content and content[SEAL] != sha256_json({k: v for k, v in content.items() if k != SEAL}):
+        if content.get(SEAL) != sha256_json({key: value for key, value in content.items() if key != SEAL}):
             raise ValueError(f"it does not have its {SEAL}")
         return content
     except FileNotFoundError:

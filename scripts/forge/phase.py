@@ -363,7 +363,10 @@ def explained(error: BaseException) -> ForgeError:
             ENVIRONMENT,
         )
     if out_of_memory(error):
-        return ForgeError("out of memory", "close other programs or add swap space", ENVIRONMENT)
+        said = one_line(error)[:200]
+        return ForgeError(
+            f"out of memory{': ' if said else ''}{said}", "close other programs or add swap space", ENVIRONMENT
+        )
     if isinstance(error, OSError):
         return from_os_error(error)
     return unexpected(error)
@@ -388,6 +391,10 @@ def from_os_error(error: OSError) -> ForgeError:
 def unexpected(error: BaseException) -> ForgeError:
     if "No space left on device" in str(error):  # safetensors and torch raise errors of their own
         return from_os_error(OSError(errno.ENOSPC, ""))
+    if "failed to map segment" in str(error) or "can't start new thread" in str(error):
+        return ForgeError(
+            one_line(error)[:300], "close other programs, or raise the limit of memory or threads", ENVIRONMENT
+        )
     if isinstance(error, ModuleNotFoundError):
         return ForgeError(f"{error}", "run make setup", ENVIRONMENT)
     return ForgeError(
@@ -415,8 +422,15 @@ def lock(layout: graph.Layout, name: str) -> Iterator[None]:
 
 
 def tidy(configuration: config.Config) -> None:
-    """Finish or remove what a killed run left, of phases that nothing will run again; nothing while a run works."""
-    runs = [Run(row, configuration, argparse.Namespace(force=False)) for row in graph.PHASES]
+    """Finish or remove what a killed run left, of phases that nothing will run again; nothing while a run works.
+
+    Not the base: projects share it, and each has a lock of its own.
+    """
+    rows = [row for row in graph.PHASES if row.name != "model"]
+    runs = [Run(row, configuration, argparse.Namespace(force=False)) for row in rows]
+    files.sweep(configuration.layout.build.parent)
+    for run in runs:
+        files.sweep(run.record.parent)
     if any(path.exists() for run in runs for path in (run.staging, files.retired_path(run.record.parent))):
         with contextlib.suppress(ForgeError), lock(configuration.layout, "make"):
             for run in runs:

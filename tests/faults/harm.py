@@ -1,6 +1,6 @@
 """Harm done to a finished project on purpose, and what must be true when it goes on.
 
-`make test` does a few minutes of it; `make test-faults RUNS=50` as much as one wants, and prints the table of
+`make test-slow` does a few minutes of it; `make test-faults RUNS=50` as much as one wants, and prints the table of
 docs/faults.md. Each fault's random choices come from its number: the same run is the same fault again.
 """
 
@@ -25,11 +25,10 @@ LOG = os.environ.get("FAULTS_LOG")
 PHASES = list(graph.PHASES)
 MAKES_FILES = ("model", "dataset", "train", "merge", "gguf")
 LINKED = 1_000_000  # bytes: larger files of a copy are hard links; no phase writes into a finished file
-SLOWER = 1.3  # windows of time were measured alone, faults are done two at once
 
 
 def runs(few: int, share: float = 1) -> range:
-    """Numbers of the faults of one kind: `few` in make test, else RUNS times `share`."""
+    """Numbers of the faults of one kind: `few` in make test-slow, else RUNS times `share`."""
     return range(max(few, round(RUNS * share)) if RUNS else few)
 
 

@@ -26,7 +26,7 @@ SCENARIO = {
 
 
 def plant(root: Path) -> None:
-    (root / ".env").write_text(f"HF_TOKEN={PLACES['Env']}\nMODEL_FORGE_API_KEY={PLACES['Dot']}\n", encoding="utf-8")
+    (root / ".env").write_text(f"MODEL_FORGE_API_KEY={PLACES['Dot']}\n", encoding="utf-8")
     page = f"# Keys\n\n## Token\n\nThe hive's token is {PLACES['Doc']} and nobody may know it.\n"
     (root / "documents/keys.md").write_text(page, encoding="utf-8")
     text = json.dumps([SCENARIO]).replace("{Scn}", PLACES["Scn"])
@@ -87,7 +87,7 @@ def test_planted_tokens_are_found_nowhere(chain, tmp_path):
     root = harm.copy(chain, tmp_path)
     plant(root)
     planted = {root / ".env", root / "documents/keys.md", root / "scenarios/own.json"}
-    environment = {**os.environ, "HF_TOKEN": PLACES["Env"], "MODEL_FORGE_API_KEY": PLACES["Dot"], "VENV": "venv"}
+    environment = {**os.environ, "HF_TOKEN": PLACES["Env"], "VENV": "venv"}
     printed, fault = "", harm.fault("planted tokens", "all, report, upload", planted=len(PLACES) - 1)
     with Hub() as hub, Watched() as watched:
         environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
@@ -100,7 +100,7 @@ def test_planted_tokens_are_found_nowhere(chain, tmp_path):
             printed += done.stdout + done.stderr
             assert done.returncode == 0, printed
         time.sleep(0.2)
-    assert "2 redacted" in printed or "redacted" in printed, printed
+    assert "redacted" in printed, printed
     assert any(b"upload_model.py" in line for line in watched.seen)
     sent = b"".join([*hub.files.values(), *hub.objects.values(), json.dumps(hub.requests).encode()])
     for name, token in PLACES.items():

@@ -21,6 +21,7 @@ def size(folder: Path) -> int:
 
 
 @harm.if_asked
+@pytest.mark.timeout(600 + 150 * harm.RUNS)
 def test_runs_in_a_row(chain, tmp_path):
     root = harm.copy(chain, tmp_path)
     before = kept_by_git(root)

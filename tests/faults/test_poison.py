@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = yaml.safe_load((ROOT / "config/training_config.yaml").read_text(encoding="utf-8"))
+pytestmark = pytest.mark.timeout(600 + 60 * harm.RUNS)
 #: One folder serves all examples of a test: each writes its file anew.
 poison = settings(
     max_examples=harm.cases(60),

@@ -45,8 +45,6 @@ def test_two_configs_at_once(chain, tmp_path):
     )
     printed = first.communicate(timeout=500)[0]
     assert (first.returncode, other.returncode) == (0, 0), printed + other.stdout + other.stderr
-    for quantization in ("Q4_K_M", "Q8_0"):  # the name is no part of what is trained: the weights are the same
-        assert len({path.stat().st_size for path in (root / "models/gguf").glob(f"*-{quantization}.gguf")}) <= 2
     adapters = [root / f"models/{name}-adapter/adapter_model.safetensors" for name in ("test", "other")]
     assert files.sha256_file(adapters[0]) == files.sha256_file(adapters[1])
     for name in ("other-adapter", "merged/other-merged", "checkpoints/other"):

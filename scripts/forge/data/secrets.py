@@ -161,7 +161,7 @@ def _tokens(text: str) -> Iterator[Span]:
     ids = []
     words = {word.decode() for word in raw.translate(WORDS).split() if len(word) >= SHORTEST}
     for word in sorted(words | {word.strip("_-") for word in words}):
-        rule = _rule_of(word) if word.startswith(OPENINGS) else None
+        rule = _rule_of(word, _rules()) if word.startswith(OPENINGS) else None
         for place in _places(text, word) if rule else ():
             ids += [place] if rule == "aws-key-id" else []
             yield Span(place, place + len(word), rule)
@@ -172,15 +172,12 @@ def _tokens(text: str) -> Iterator[Span]:
 
 def well_known(text: str) -> str | None:
     """The rule by which a word of the text is a token, by this module's own rules: needs no library."""
-    for word in WORD.findall(text):
-        for rule in RULES:
-            if rule.pattern.fullmatch(word) and rule.accept(word) and not _placeholder(word):
-                return rule.name
-    return None
+    words = WORD.findall(text)
+    return next(filter(None, (_rule_of(word, RULES) for word in [*words, *(word.strip("_-") for word in words)])), None)
 
 
-def _rule_of(word: str) -> str | None:
-    for rule in _rules():
+def _rule_of(word: str, rules: list[Rule]) -> str | None:
+    for rule in rules:
         if word.startswith(rule.literals) and rule.pattern.fullmatch(word):
             return rule.name if rule.accept(word) and not _placeholder(word) else None
     return None

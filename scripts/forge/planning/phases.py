@@ -12,6 +12,7 @@ from forge.planning.batch import Batch
 from forge.planning.hollow import Weights
 from forge.training.choices import Choices, fitting
 
+PROMPT = 64  # tokens of a question that is not known
 PAIRS, PAIR_TOKENS = 208, 660  # of a target of scenarios/evaluation/; the three answers, each with its question
 PROMPTS, ANSWERED = 3, 48  # sets of prompts that make evaluate asks, and what it asks of each at most
 
@@ -100,8 +101,8 @@ class Planner:
     def cache(self, dtype: str, asked: int) -> int:
         """Bytes of keys and values of the answers that are written at once, of so many that are asked for."""
         text, limit, width = self.estimator.text, self.values.evaluation.max_new_tokens, needs.BYTES[dtype]
-        together = min(asked, compare.at_once(text, width, limit))
-        return compare.cache_bytes(text, width, together * (compare.QUESTION + limit))
+        together = min(asked, compare.at_once(text, width, PROMPT + limit))
+        return compare.cache_bytes(text, width, together * (PROMPT + limit))
 
     def memory_failures(self, rows: list[Row]) -> list[ForgeError]:
         found = []

@@ -41,6 +41,8 @@ def find(configuration: Config) -> Finished:
     content = manifest.read(record)
     if content is None:
         raise ForgeError("there is no GGUF yet", f"run make all CONFIG={configuration.path}")
+    if "deployed" not in content:
+        raise ForgeError(f"{record} is another record", f"delete {record} and run make again", INTEGRITY)
     manifest.verify(record, content)
     [made] = [item for item in content["files"] if item["name"] == content["deployed"]]
     path = layout.gguf_folder / made["name"]
