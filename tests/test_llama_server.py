@@ -1,6 +1,7 @@
 """serve.engine: llama-server. The real one where it is slow, else what is run, and how its compilation fails."""
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,10 @@ from shipping import ASKED, KEY, TRUTH, Served, finish
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
+@pytest.mark.skipif(
+    not compiling.path_of(native_server.SERVER).is_file() and "COMPILE" not in os.environ,
+    reason="llama-server is not compiled (4 minutes on 2 cores): COMPILE=1 does it",
+)
 def test_llama_server_answers_several_at_once_and_by_schemas(tmp_path, tiny_gguf):
     """The real one, compiled when it is not there yet. One test: it is started once."""
     root = new_checkout(tmp_path)

@@ -44,9 +44,8 @@ def ready(tool: Tool, say: Say) -> Path:
 
     Beside llama.cpp's source: a new version of it is unpacked into an empty folder, so no old tool is ever found there.
     """
-    source = llama.source().resolve()
-    folder = source / "build-model-forge"
-    made = folder / f"{tool.name}-{llama.library().__version__}"
+    source, made = llama.source().resolve(), path_of(tool)
+    folder = made.parent
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two runs: the second one finds what the first one made
@@ -60,6 +59,11 @@ def ready(tool: Tool, say: Say) -> Path:
             finally:
                 files.remove(objects)
     return made
+
+
+def path_of(tool: Tool) -> Path:
+    """Where the tool lies once it is compiled."""
+    return llama.source().resolve() / "build-model-forge" / f"{tool.name}-{llama.library().__version__}"
 
 
 def libraries() -> Path:
