@@ -23,10 +23,11 @@ def test_killed_at_an_instant_drawn_over_a_phase(chain, tmp_path, run):
     harm.undo(root, phase)
     lead, seconds = harm.window(chain, phase)
     instant = draw.uniform(0, lead + seconds)
-    fault = harm.fault("killed at any instant", phase.name, instant=instant)
     process = project.start(root, "all")
     time.sleep(instant)
-    assert process.poll() is None, "it was over before the kill"
+    if process.poll() is not None:
+        pytest.skip("make was over before the kill: no fault")
+    fault = harm.fault("killed at any instant", phase.name, instant=instant)
     harm.kill(process)
     harm.harmless(fault, harm.recover(root, chain))
 
