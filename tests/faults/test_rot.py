@@ -61,7 +61,7 @@ def read_by(chain: Path) -> list[tuple[str, str, Path]]:
     for phase in harm.PHASES:
         for needed in (row for row in harm.PHASES if row.name in phase.needs):
             record = needed.record(layout)
-            names = [item["name"] for item in manifest.read(chain / record)["subject"]]
+            names = [item["name"] for item in manifest.read(chain / record)["subject"] if item["size"]]
             if not phase.weights:  # these phases read no weights, so they do not look into them
                 names = [name for name in names if not name.endswith((".safetensors", ".gguf"))]
             found += [(phase.name, needed.name, record.parent / name) for name in names]
