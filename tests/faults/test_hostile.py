@@ -1,4 +1,4 @@
-"""Models that mean harm: refused within ten seconds, and nothing of theirs is run."""
+"""Models that mean harm: refused, and nothing of theirs is run."""
 
 import json
 import pickle
