@@ -342,7 +342,6 @@ def test_data(checkout, write_config):
     assert [text.split()[0] for text in lines[-3:-1]] == ["3", "70"]
 
 
-@pytest.mark.skipif("BENCH" not in os.environ, reason="two whole trainings: BENCH=1 runs it")
 @pytest.mark.slow
 @pytest.mark.timeout(1600)  # 14 processes that load torch: a busy machine takes long
 def test_all_phases(checkout, write_config):
