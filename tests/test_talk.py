@@ -1,6 +1,7 @@
 """make chat: the real script on a tiny model, through a pipe and in a terminal; what is remembered and forgotten."""
 
 import io
+import math
 import os
 import pty
 import select
@@ -133,15 +134,16 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends_the_talk(ready, en
     until(b" (stopped)\r\n")
     until(b"> ")
     # Python's input() misses a Ctrl-C that comes after it printed the prompt and before it waits for a key, so that a
-    # person would press it again.
-    status = None
-    for _ in range(60):
-        os.write(terminal, ending)
+    # person would press it again; not sooner than a busy machine takes to end, for that would interrupt the ending.
+    ended, status, deadline = 0, None, time.monotonic() + 180
+    pressed = -math.inf
+    while not ended and time.monotonic() < deadline:
+        if time.monotonic() - pressed > 60:
+            os.write(terminal, ending)
+            pressed = time.monotonic()
+        time.sleep(0.1)
         ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            break
-        time.sleep(0.5)
-    else:
+    if not ended:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         pytest.fail("the talk does not end")
