@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER")
     arguments = parser.parse_args()
-    models.prepare()
+    models.prepare(repeats=True)
     files.write_json(arguments.out, measured(arguments.base, arguments.dataset, arguments.adapters))
 
 

@@ -109,12 +109,12 @@ def train(point: Point, folder: Path, place: Path) -> None:
     """Two steps, in this process. Prints the largest resident memory in bytes."""
     from forge import models
 
-    models.prepare()
-    from forge.training import choices, stages, supervised
+    models.prepare(repeats=True)
+    from forge.training import resolving, stages, supervised
 
     settings = settings_of(point)
     tokenizer = models.tokenizer(folder)
-    chosen = choices.resolve(settings, folder)
+    chosen = resolving.resolve(settings, folder)
     kind = object.__new__(supervised.Supervised)
     kind.settings, kind.tokenizer = settings, tokenizer
     kind.rows_at_once, kind.accumulation = point.rows, point.accumulation

@@ -44,7 +44,7 @@ def gather(run: phase.Run) -> sets.Sets:
 
 def measure(run: phase.Run, wanted: sets.Sets, folder: Path) -> tuple[dict, dict]:
     """What base and tuned model gave: see `measuring.of_model`. The base's part is kept for the next time."""
-    models.prepare()
+    models.prepare(repeats=True)
     tokenizer, limit = models.tokenizer(run.layout.base), run.settings["evaluation"]["max_new_tokens"]
     placed = models.place(run.layout.base)  # asked once: what is free on a GPU changes
     dtype = models.precision(run.layout.base, placed[0])

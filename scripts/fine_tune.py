@@ -20,12 +20,12 @@ from forge.training import launch, ranks
 
 def work(run: phase.Run) -> dict:
     ranks.on_main(disk.require, run)
-    models.prepare()
-    from forge.training import checkpoints, choices, stages
+    models.prepare(repeats=True)
+    from forge.training import checkpoints, resolving, stages
 
     tokenizer = models.tokenizer(run.layout.base)
     known = checkpoints.folder(run) / "dtype.json"
-    chosen = choices.resolve(run.settings, run.layout.base, run.layout.dataset, known)
+    chosen = resolving.resolve(run.settings, run.layout.base, run.layout.dataset, known)
     describe(run, chosen)
     adapter, facts = stages.run_all(run, tokenizer, chosen)
     if not ranks.is_main():

@@ -17,7 +17,7 @@ from forge.errors import INTEGRITY, ForgeError
 
 
 def work(run: phase.Run) -> dict:
-    models.prepare()
+    models.prepare(repeats=True)
     limits = run.settings["evaluation"]
     tokenizer = models.tokenizer(run.layout.base)
     nonzero, total = adapter_weights(run.layout.adapter)
@@ -139,7 +139,7 @@ def ask(run: phase.Run) -> bool:
     if arguments.input is None and arguments.file is None:
         return False
     wanted = questions_of(arguments)
-    models.prepare()
+    models.prepare(repeats=True)
     placed = models.place(run.layout.base)
     dtype = models.precision(run.layout.base, placed[0])
     if arguments.model_type == "merged":

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 from forge import config, estimate, models
-from forge.planning import hollow, machine, remedy, source
+from forge.planning import machine, remedy, source
 from forge.planning.phases import Planner
+from forge.weights import hollow
 
 
 @pytest.fixture

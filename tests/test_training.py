@@ -168,7 +168,7 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_adapter(train):
 def test_out_of_memory_halves_the_batch_and_goes_on(train, monkeypatch):
     """A stand-in for a full card: no forward pass of more than 2 rows gets through."""
     import torch
-    from forge.training import choices, stages, supervised
+    from forge.training import resolving, stages, supervised
 
     run = train.started(training={"per_device_train_batch_size": 4})
     compute = supervised.Trainer.compute_loss
@@ -184,7 +184,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(train, monkeypatch):
     from forge import models
 
     tokenizer = models.tokenizer(run.layout.base)
-    _, [found] = stages.run_all(run, tokenizer, choices.resolve(run.settings, run.layout.base))
+    _, [found] = stages.run_all(run, tokenizer, resolving.resolve(run.settings, run.layout.base))
     assert "out of memory: sft goes on with 2 rows at once and 2 batches a step" in said
     rows = len(read_rows(Path("dataset_package/test/train.jsonl")))
     assert found["steps"] == 2 * math.ceil(rows / 4)
@@ -246,12 +246,12 @@ def test_the_best_adapter_is_kept_or_the_last(train):
 def test_a_stage_without_rows_is_refused_before_the_first_step(train, name):
     run = train.started(training={"stages": ["sft", name]})
     from forge import models
-    from forge.training import choices, stages
+    from forge.training import resolving, stages
 
     (run.layout.dataset / "preference.jsonl").unlink()
     (run.layout.dataset / "kto.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(ForgeError) as caught:
-        stages.run_all(run, models.tokenizer(run.layout.base), choices.resolve(run.settings, run.layout.base))
+        stages.run_all(run, models.tokenizer(run.layout.base), resolving.resolve(run.settings, run.layout.base))
     what = {"dpo": "0 preference pairs", "kto": "0 labelled rows"}[name]
     assert caught.value.cause == f"training.stages names {name}, but the data has {what} to train on, 8 are needed"
 

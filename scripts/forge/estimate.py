@@ -1,7 +1,7 @@
 """What a config needs of a machine: memory of training by a replayed step, of the other phases by their shapes.
 
-`Estimator` predicts; `choices.resolve` asks it what fits, `plan` sets everything beside what is there. A step is
-replayed with one layer and with two: what a layer adds is the same for each (within 0.4% where layers alternate).
+`Estimator` predicts; `forge.training.resolving` asks it what fits, `plan` sets everything beside what is there. A step
+is replayed with one layer and with two: what a layer adds is the same for each (within 0.4% where layers alternate).
 """
 
 import copy
@@ -13,11 +13,12 @@ from pathlib import Path
 
 from forge import models
 from forge.config import Config
-from forge.planning import hollow, machine, needs, rows, source
+from forge.planning import machine, needs, rows, source
 from forge.planning.batch import Batch
 from forge.planning.needs import Need
 from forge.planning.phases import Plan, Planner
 from forge.training.choices import Choices
+from forge.weights import hollow
 
 FEW = 1  # layers of the smaller of the two models that are replayed
 

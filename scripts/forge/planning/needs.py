@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from forge.evaluating import measuring, scoring
 from forge.planning.batch import Batch
-from forge.planning.hollow import Weights
 from forge.training.choices import ROUND, Choices
+from forge.weights.hollow import Weights
 from forge.weights.streaming import LARGEST_IN_FLOAT32, TOKENS_AT_ONCE
 
 LIBRARIES = 540e6  # bytes of an interpreter with torch, transformers, trl, peft and bitsandbytes

@@ -9,8 +9,8 @@ from forge.config import Config
 from forge.errors import ENVIRONMENT, ForgeError
 from forge.planning import machine, needs, remedy, source, times
 from forge.planning.batch import Batch
-from forge.planning.hollow import Weights
 from forge.training.choices import Choices, fitting
+from forge.weights.hollow import Weights
 
 PROMPT = 64  # tokens of a question that is not known
 PAIRS, PAIR_TOKENS = 208, 660  # of a target of scenarios/evaluation/; the three answers, each with its question

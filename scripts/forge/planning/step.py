@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from forge.planning import hollow
 from forge.planning.batch import Batch
 from forge.training import attention, base
 from forge.training.choices import Choices
+from forge.weights import hollow
 
 FUSED = "planned"  # the attention of a GPU: keeps query, key, value, output and one number a row
 TILE = (4096, 32768)  # tokens and words that trl's head projects at once on a GPU

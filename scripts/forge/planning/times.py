@@ -1,8 +1,8 @@
 """About how long each phase takes: floating-point work divided by a measured rate, and shares of that rate that were
 measured on the starter. Rough: a factor of two either way is usual."""
 
-from forge.planning.hollow import Weights
 from forge.planning.machine import Rates
+from forge.weights.hollow import Weights
 
 # Shares of the rate of large matrix products, measured with the starter on two cores: 312 tokens/s of training,
 # 1,302 of forward passes, 464 of answers, 24 at once. Larger models do better; none was measured.

@@ -44,7 +44,7 @@ def by_base(layout: Layout, finished: Finished, limit: int) -> Answer:
 
     if not layout.base.is_dir():
         raise ForgeError(f"{layout.base} is not there, so the base cannot answer", "run make model")
-    models.prepare()
+    models.prepare(repeats=True)
     tokenizer = models.tokenizer(layout.base)
     model = models.causal_lm(layout.base, models.compute_dtype("auto"))
     wanted = finished.sampling

@@ -45,23 +45,7 @@ def new_adapter(model, lora: dict, seed: int):
     from transformers import set_seed
 
     set_seed(seed)
-    return adapter_on(model, lora)
-
-
-def adapter_on(model, lora: dict):
-    """peft's model of a base and an adapter as the config's section `lora` has it."""
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(
-        r=lora["r"],
-        lora_alpha=lora["lora_alpha"],
-        lora_dropout=lora["lora_dropout"],
-        target_modules=lora["target_modules"],
-        use_rslora=lora["use_rslora"],
-        use_dora=lora["use_dora"],
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, settings)
+    return models.adapter_on(model, lora)
 
 
 def old_adapter(model, folder: Path):

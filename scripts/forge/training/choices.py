@@ -1,12 +1,10 @@
-"""What `auto` stands for on this machine: resolved once before training, printed, and kept in the record."""
+"""What `auto` may stand for on this machine, and which of it fits; forge.training.resolving takes it."""
 
 import functools
 import importlib.util
-import json
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
-from forge import files, models
+from forge import models
 from forge.training import ranks
 
 ROUND = 32  # tokens that the length of a packed batch is a multiple of: fewer lengths, each of which has kernels
@@ -38,30 +36,6 @@ class Choices:
     def as_dict(self) -> dict:
         """What stands in records: the same training has the same, whatever memory was free."""
         return {name: value for name, value in asdict(self).items() if name not in ("predicted_mb", "free_mb")}
-
-
-def resolve(settings: dict, base: Path, dataset: Path | None = None, known: Path | None = None) -> Choices:
-    """`settings` of the phase train; `base` the base's folder, `dataset` that of the rows.
-
-    `known`: the file that keeps the dtype for a run that goes on, for which of two is faster is measured. Of several
-    processes the main one chooses for all.
-    """
-    return replace(ranks.on_main(resolve_here, settings, base, dataset, known), device=models.device())
-
-
-def resolve_here(settings: dict, base: Path, dataset: Path | None, known: Path | None) -> Choices:
-    from forge import estimate
-    from forge.planning import machine
-
-    if known and known.is_file():
-        dtype = json.loads(known.read_text(encoding="utf-8"))
-        settings = {**settings, "quantization": {**settings["quantization"], "bnb_4bit_compute_dtype": dtype}}
-    found = estimate.Estimator.of(base, dataset, settings["training"]["max_length"])
-    free = machine.room(models.device()) // ranks.world_here()
-    chosen = fitting(settings, found, free)
-    if known:
-        files.write_json(known, chosen.dtype)
-    return chosen
 
 
 def fitting(settings: dict, estimator, free: int) -> Choices:

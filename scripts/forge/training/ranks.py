@@ -44,7 +44,7 @@ def sharded() -> bool:
 
 def join() -> None:
     """Meet the others. Raises ForgeError (2) for more processes than GPUs."""
-    models.prepare()
+    models.prepare(repeats=True)
     import torch
     from accelerate import PartialState
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from forge import models
 from forge.errors import INTEGRITY, ForgeError
 from forge.graph import Layout
-from forge.planning import hollow
+from forge.weights import hollow
 from forge.weights.checkpoint import DTYPES, Checkpoint
 
 FINITE_ROWS = 1024  # looked at together: torch makes three copies of what it looks at

@@ -12,8 +12,7 @@ import numpy as np
 
 from forge import models
 from forge.compare import Scorer, carries_loss, hugging_face
-from forge.planning import hollow
-from forge.weights import merging
+from forge.weights import hollow, merging
 from forge.weights.merging import Weights
 
 TOKENS_AT_ONCE = 4096  # of padded rows; a layer of 7B takes 0.5 GB for them

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from forge import models
 from forge.errors import BAD_INPUT, ForgeError, one_line
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit formats
@@ -97,11 +98,9 @@ def adapted(model, lora: dict):
     """
     import torch
 
-    from forge.training import base
-
     try:
         with torch.device("meta"):
-            return base.adapter_on(model, lora)
+            return models.adapter_on(model, lora)
     except ValueError as error:
         raise ForgeError(
             f"no adapter can be put on this base: {one_line(error)[:200]}", "correct lora.target_modules", BAD_INPUT
