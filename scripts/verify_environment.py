@@ -18,7 +18,9 @@ import sys
 from pathlib import Path
 
 try:
-    from forge import config, environment, files, phase
+    from forge import config, files, phase
+    from forge.environment import checks
+    from forge.environment.machine import Machine
     from forge.errors import ENVIRONMENT
 except ImportError as error:  # PyYAML or pydantic: without them not even the config can be read
     print(f"FAIL {sys.executable}: {error}\n  do run make setup", file=sys.stderr)
@@ -34,8 +36,8 @@ def main() -> None:
 
 def verify(arguments) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may not fit the terminal's encoding
-    machine = environment.Machine(Path.cwd(), config.load(arguments.config))
-    report = environment.examine(machine, debug=arguments.debug)
+    machine = Machine(Path.cwd(), config.load(arguments.config))
+    report = checks.examine(machine, debug=arguments.debug)
     if arguments.json:
         files.write_json(arguments.json, report)
     print(report["summary"], flush=True)

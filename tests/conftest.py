@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from filelock import FileLock
 from forge import llama
 
 ROOT = Path(__file__).resolve().parents[1]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, too, and after forge's import
 pytest.register_assert_rewrite("harm", "project")
 
 # `make test` hands its own settings down: the tests' makes and scripts must not see them.
@@ -264,12 +266,21 @@ def write_config(request):
 @pytest.fixture
 def run_script():
     """`run_script("status.py", "--config", path)` runs a script of the current folder's scripts/."""
+    return runner(sys.executable)
 
+
+@pytest.fixture
+def run_warm(warm):
+    """The same without the time of the imports (warm.py says for which tests)."""
+    return runner(warm.python)
+
+
+def runner(python: str | Path):
     def run(
         name: str, *arguments: str | Path, env: dict | None = None, check: bool | None = None
     ) -> subprocess.CompletedProcess:
         done = subprocess.run(
-            [sys.executable, f"scripts/{name}", *map(str, arguments)],
+            [python, f"scripts/{name}", *map(str, arguments)],
             env={**os.environ, **(env or {})},
             capture_output=True,
             text=True,
@@ -284,11 +295,11 @@ def run_script():
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory):
-    """`warm.run(folder, "merge_adapter.py", "--config", path)`: as run_script, without the time of the imports."""
+def warm():
+    """`warm.run(folder, "merge_adapter.py", "--config", path)`: a script, without the time of the imports."""
     from warm import Warm
 
-    server = Warm(tmp_path_factory.mktemp("warm"))
+    server = Warm()
     yield server
     server.close()
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forge import chat, config, environment, errors, graph, phase, schema
+from forge import chat, config, errors, graph, phase, schema
 from forge.data import reading
+from forge.environment import resources
 from forge.questions import plain
 from pydantic_core import PydanticUndefined
 from test_docs import leaves
@@ -98,7 +99,7 @@ FACTS: dict[str, tuple[str, Check]] = {
     ),
     "make all": ("whole pipeline", target("everything")),
     "make env": ("machine", target("check this machine")),
-    ".wslconfig": ("WSL2", lambda fact: rf"%UserProfile%\{fact} " in environment.wslconfig(16)),
+    ".wslconfig": ("WSL2", lambda fact: rf"%UserProfile%\{fact} " in resources.wslconfig(16)),
     "training.gradient_checkpointing": ("GPU memory", key("less memory for about a third more time")),
     "config/training_config.yaml": ("settings", lambda fact: fact == phase.parser("").get_default("config")),
     "make init": ("preset", target("a config of your own")),

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from forge import config, environment
+from forge import config
+from forge.environment import checks, libraries, resources
+from forge.environment.machine import Card, Check, Machine, Result, find_card, needs_gpu
 from forge.errors import ForgeError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,8 +94,8 @@ def test_starter_is_ready_here(starter):
 
 def test_table_has_every_check_in_order(starter):
     table = rows(starter.stdout)
-    assert [row["name"] for row in table] == [check.name for check in environment.CHECKS]
-    assert [row["level"] for row in table] == [check.level for check in environment.CHECKS]
+    assert [row["name"] for row in table] == [check.name for check in checks.CHECKS]
+    assert [row["level"] for row in table] == [check.level for check in checks.CHECKS]
     assert starter.stdout.isascii()
 
 
@@ -150,7 +152,7 @@ def test_page_shows_the_checks_of_today():
     first = next(index for index, line in enumerate(shown) if line.startswith("check "))
     last = next(index for index, line in enumerate(shown) if SUMMARY.match(line))
     table = rows("\n".join(shown[first : last + 1]))
-    assert [row["name"] for row in table] == [check.name for check in environment.CHECKS]
+    assert [row["name"] for row in table] == [check.name for check in checks.CHECKS]
     assert [int(number) for number in SUMMARY.match(shown[last]).groups()[:4]] == counted(table)
 
 
@@ -212,7 +214,7 @@ def test_help_is_the_docstring(checkout):
 @pytest.fixture
 def machine(tmp_path):
     """A machine with an empty checkout and the starter's config; facts are set by assignment."""
-    made = environment.Machine(tmp_path, config.load(ROOT / "config" / "training_config.yaml"))
+    made = Machine(tmp_path, config.load(ROOT / "config" / "training_config.yaml"))
     made.__dict__.update(card=None, wsl=False)  # as cached_property would
     return made
 
@@ -223,7 +225,7 @@ def big(machine):
     return machine
 
 
-CARD = environment.Card("NVIDIA GeForce RTX 4060", "581.42")
+CARD = Card("NVIDIA GeForce RTX 4060", "581.42")
 
 
 @pytest.mark.parametrize(
@@ -239,53 +241,51 @@ CARD = environment.Card("NVIDIA GeForce RTX 4060", "581.42")
     ],
 )
 def test_which_config_needs_a_card(optim, base, needed):
-    assert bool(environment.needs_gpu(optim, base)) == needed
+    assert bool(needs_gpu(optim, base)) == needed
 
 
 def test_whose_environment_it_is(machine, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    assert "your own" in environment.check_environment(machine).detail
+    assert "your own" in libraries.check_environment(machine).detail
     (tmp_path / "model-forge.created").touch()  # as scripts/setup_environment.sh does
-    found = environment.check_environment(machine)
+    found = libraries.check_environment(machine)
     assert found.state == "ok" and "your own" not in found.detail
     monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
-    assert environment.check_environment(machine).state == "FAIL"
+    assert libraries.check_environment(machine).state == "FAIL"
     monkeypatch.setattr(sys, "version_info", (3, 14, 0))
-    assert "3.11, 3.12 or 3.13 is needed" in environment.check_environment(machine).detail
+    assert "3.11, 3.12 or 3.13 is needed" in libraries.check_environment(machine).detail
 
 
 @pytest.mark.parametrize(
     ("driver", "wheel"), [("581.42", "cu130"), ("580.65.06", "cu130"), ("560.35", "cu126"), ("525.60.13", "cu126")]
 )
 def test_wheel_follows_the_driver(driver, wheel):
-    assert environment.Card("NVIDIA T4", driver).wheel() == wheel
-    assert environment.wake_card(environment.Card("NVIDIA T4", driver), None).startswith(
-        f"run make setup TORCH={wheel}"
-    )
+    assert Card("NVIDIA T4", driver).wheel() == wheel
+    assert libraries.wake_card(Card("NVIDIA T4", driver), None).startswith(f"run make setup TORCH={wheel}")
 
 
 def test_driver_too_old_for_both():
-    assert "update the NVIDIA driver (470.82)" in environment.wake_card(environment.Card("NVIDIA T4", "470.82"), None)
+    assert "update the NVIDIA driver (470.82)" in libraries.wake_card(Card("NVIDIA T4", "470.82"), None)
 
 
 def test_cuda_build_too_new_for_the_driver():
-    assert "TORCH=cu126" in environment.wake_card(environment.Card("NVIDIA T4", "560.35"), "13.0")
-    assert "wsl --shutdown" in environment.wake_card(CARD, "13.0")
+    assert "TORCH=cu126" in libraries.wake_card(Card("NVIDIA T4", "560.35"), "13.0")
+    assert "wsl --shutdown" in libraries.wake_card(CARD, "13.0")
 
 
 def test_hidden_card(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "CUDA_VISIBLE_DEVICES" in environment.wake_card(CARD, "13.0")
+    assert "CUDA_VISIBLE_DEVICES" in libraries.wake_card(CARD, "13.0")
 
 
 def test_card_that_pytorch_cannot_use(machine, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert environment.without_gpu(machine, "2.13.0+cpu", None).state == "ok"
+    assert libraries.without_gpu(machine, "2.13.0+cpu", None).state == "ok"
     machine.__dict__["card"] = CARD
-    found = environment.without_gpu(machine, "2.13.0+cpu", None)
+    found = libraries.without_gpu(machine, "2.13.0+cpu", None)
     assert (found.state, found.remedy) == ("warn", "run make setup TORCH=cu130 (driver 581.42)")
     machine.__dict__["needs_gpu"] = "a reason"
-    assert environment.without_gpu(machine, "2.13.0+cpu", None).state == "FAIL"
+    assert libraries.without_gpu(machine, "2.13.0+cpu", None).state == "FAIL"
 
 
 def test_card_is_read_from_nvidia_smi(tmp_path, monkeypatch):
@@ -293,9 +293,9 @@ def test_card_is_read_from_nvidia_smi(tmp_path, monkeypatch):
     fake.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4060, 581.42'\n", encoding="utf-8")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert environment.find_card() == CARD
+    assert find_card() == CARD
     fake.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n", encoding="utf-8")
-    assert environment.find_card() is None
+    assert find_card() is None
 
 
 def test_card_older_than_turing_and_cuda_13(machine, monkeypatch):
@@ -306,7 +306,7 @@ def test_card_older_than_turing_and_cuda_13(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: "NVIDIA GeForce GTX 1080")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (6, 1))
-    found = environment.check_torch(machine)
+    found = libraries.check_torch(machine)
     assert (found.state, found.remedy) == ("FAIL", "run make setup TORCH=cu126")
 
 
@@ -315,9 +315,9 @@ def test_little_video_memory(big, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (5_900_000_000, 6_400_000_000))
-    assert environment.check_vram(big).state == "FAIL"
+    assert resources.check_vram(big).state == "FAIL"
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (7_900_000_000, 8_585_000_000))
-    assert environment.check_vram(big).state == "ok"
+    assert resources.check_vram(big).state == "ok"
 
 
 def test_cpu_build_of_llama_beside_a_card(machine):
@@ -328,7 +328,7 @@ def test_cpu_build_of_llama_beside_a_card(machine):
     import llama_cpp
 
     expected = "ok" if llama_cpp.llama_supports_gpu_offload() else "warn"
-    found = environment.check_llama(machine)
+    found = libraries.check_llama(machine)
     assert found.state == expected
     assert found.state == "ok" or "LLAMA_CUDA=1" in found.remedy
 
@@ -336,42 +336,42 @@ def test_cpu_build_of_llama_beside_a_card(machine):
 @pytest.mark.parametrize(("free", "state"), [(1.4, "FAIL"), (2.9, "warn"), (3.1, "ok")])
 def test_disk(machine, monkeypatch, free, state):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, int(free * 1e9)))
-    assert environment.check_disk(machine).state == state
+    assert resources.check_disk(machine).state == state
 
 
 def test_memory(machine, monkeypatch):
-    monkeypatch.setattr(environment, "memory", lambda: (7.0, 4.0))
-    assert environment.check_ram(machine).state == "warn"  # training on the CPU must not swap
-    assert environment.check_ram(machine).remedy == environment.SWAP
-    assert environment.check_swap(machine).state == "ok"
+    monkeypatch.setattr(resources, "memory", lambda: (7.0, 4.0))
+    assert resources.check_ram(machine).state == "warn"  # training on the CPU must not swap
+    assert resources.check_ram(machine).remedy == resources.SWAP
+    assert resources.check_swap(machine).state == "ok"
     machine.__dict__.update(needs_gpu="a reason", wsl=True)
-    found = environment.check_ram(machine)
+    found = resources.check_ram(machine)
     assert found.state == "warn"
     assert "[wsl2], memory=10GB, swap=16GB" in found.remedy
-    monkeypatch.setattr(environment, "memory", lambda: (8.2, 10.0))
-    assert environment.check_ram(machine).state == "ok"  # RAM and swap together
-    assert environment.check_wsl_memory(machine).state == "warn"
-    monkeypatch.setattr(environment, "memory", lambda: (8.2, 0.0))
-    assert environment.check_swap(machine).state == "warn"
+    monkeypatch.setattr(resources, "memory", lambda: (8.2, 10.0))
+    assert resources.check_ram(machine).state == "ok"  # RAM and swap together
+    assert resources.check_wsl_memory(machine).state == "warn"
+    monkeypatch.setattr(resources, "memory", lambda: (8.2, 0.0))
+    assert resources.check_swap(machine).state == "warn"
 
 
 def test_swap_remedy_is_one_line_and_complete():
-    words = environment.SWAP.split(" && ")
+    words = resources.SWAP.split(" && ")
     assert [word.split()[1] for word in words] == ["fallocate", "chmod", "mkswap", "swapon"]
 
 
 def test_token_in_dotenv(machine, monkeypatch):
     for name in ("HF_TOKEN", "HUGGING_FACE_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    assert environment.check_token(machine).state == "skip"
+    assert resources.check_token(machine).state == "skip"
     dotenv = machine.root / ".env"
     dotenv.write_text("HUGGING_FACE_TOKEN=your_token_here\n", encoding="utf-8")
-    assert environment.check_token(machine).state == "skip"
+    assert resources.check_token(machine).state == "skip"
     dotenv.write_text(f"HUGGING_FACE_TOKEN={TOKEN}\n", encoding="utf-8")
-    found = environment.check_token(machine)
+    found = resources.check_token(machine)
     assert (found.state, found.detail) == ("ok", "present: HUGGING_FACE_TOKEN in .env")
     dotenv.write_bytes(b"HF_TOKEN=hf_\xff\xfe\n")
-    assert environment.check_token(machine).state == "warn"
+    assert resources.check_token(machine).state == "warn"
 
 
 def test_windows_drive(tmp_path, machine):
@@ -379,31 +379,31 @@ def test_windows_drive(tmp_path, machine):
         def resolve(self):
             return Path("/mnt/c/Users/me/model forge")
 
-    away = environment.Machine(Elsewhere(), machine.config)
+    away = Machine(Elsewhere(), machine.config)
     away.__dict__["wsl"] = True
-    assert environment.check_folder(away).state == "warn"
+    assert resources.check_folder(away).state == "warn"
     away.__dict__["wsl"] = False  # a disk that a Linux machine has mounted there
-    assert environment.check_folder(away).state == "ok"
+    assert resources.check_folder(away).state == "ok"
 
 
 def test_files_dated_in_the_future(machine):
     late = machine.root / "corpus" / "page one.md"
     late.parent.mkdir()
     late.write_text("x", encoding="utf-8")
-    assert environment.check_clock(machine).state == "ok"
+    assert resources.check_clock(machine).state == "ok"
     os.utime(late, (time.time() + 3600, time.time() + 3600))
-    found = environment.check_clock(machine)
+    found = resources.check_clock(machine)
     assert found.state == "warn"
     assert "corpus/page one.md" in found.detail
     command = found.remedy.split(": ", 1)[1]
     subprocess.run(["bash", "-c", command], cwd=machine.root, check=True)
-    assert environment.check_clock(machine).state == "ok"
+    assert resources.check_clock(machine).state == "ok"
 
 
 def test_skewed_clock(machine, monkeypatch):
     now = time.time()
-    monkeypatch.setattr(environment.time, "time", lambda: now + 60)
-    found = environment.check_clock(machine)
+    monkeypatch.setattr(resources.time, "time", lambda: now + 60)
+    found = resources.check_clock(machine)
     assert found.state == "warn"
     assert "-60 s off" in found.detail or "-59 s off" in found.detail
 
@@ -412,16 +412,16 @@ def test_crlf_is_found_and_its_remedy_mends_it(checkout, tmp_path, machine):
     root = tmp_path / "copy"
     shutil.copytree(checkout / "scripts", root / "scripts")
     shutil.copytree(checkout / "config", root / "config")
-    copy = environment.Machine(root, machine.config)
-    assert environment.check_line_endings(copy).state == "ok"
+    copy = Machine(root, machine.config)
+    assert resources.check_line_endings(copy).state == "ok"
     crlf(root / "config" / "training_config.yaml")
-    assert environment.check_line_endings(copy).state == "warn"  # YAML bears it
+    assert resources.check_line_endings(copy).state == "warn"  # YAML bears it
     crlf(root / "scripts" / "verify_environment.sh")
-    found = environment.check_line_endings(copy)
+    found = resources.check_line_endings(copy)
     assert found.state == "FAIL"
     assert "scripts/verify_environment.sh config/training_config.yaml" in found.detail
     subprocess.run(["bash", "-c", found.remedy], cwd=root, check=True)
-    assert environment.check_line_endings(copy).state == "ok"
+    assert resources.check_line_endings(copy).state == "ok"
 
 
 def crlf(path: Path) -> None:
@@ -429,15 +429,15 @@ def crlf(path: Path) -> None:
 
 
 def test_pins(machine, monkeypatch):
-    assert environment.check_pins(machine).state == "skip"
+    assert libraries.check_pins(machine).state == "skip"
     text = "# comment\ntorch==2.13.0  # why\nPyYAML[all] == 6.0.3\nother==1.0 ; sys_platform == 'win32'\n-r more.txt\n"
     (machine.root / "requirements-finetuning.txt").write_text(text, encoding="utf-8")
-    assert environment.pins(text) == {"torch": "2.13.0", "PyYAML": "6.0.3"}
+    assert libraries.pins(text) == {"torch": "2.13.0", "PyYAML": "6.0.3"}
     installed = {"torch": "2.13.0+cu126", "PyYAML": "6.0.3"}
-    monkeypatch.setattr(environment.metadata, "version", lambda name: installed[name])
-    assert environment.check_pins(machine).state == "ok"  # +cu126 is a build of the same version
+    monkeypatch.setattr(libraries.metadata, "version", lambda name: installed[name])
+    assert libraries.check_pins(machine).state == "ok"  # +cu126 is a build of the same version
     installed["torch"] = "2.12.1+cpu"
-    found = environment.check_pins(machine)
+    found = libraries.check_pins(machine)
     assert found.state == "warn"
     assert "torch is 2.12.1+cpu, pinned to 2.13.0" in found.detail
 
@@ -455,7 +455,7 @@ def test_ollama(machine, tmp_path, monkeypatch, printed, state):
     fake.write_text(f"#!/bin/sh\nprintf '%s' '{printed}'\n", encoding="utf-8")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert environment.check_ollama(machine).state == state
+    assert libraries.check_ollama(machine).state == state
 
 
 # -- checks that break ------------------------------------------------------------------------------------
@@ -463,14 +463,15 @@ def test_ollama(machine, tmp_path, monkeypatch, printed, state):
 
 BROKEN = """
 import os
-from forge import environment
+from forge.environment import checks
+from forge.environment.machine import Check
 
 def broken(machine):
     print("chatter")
     os.write(2, b"chatter of a C library")
     raise RuntimeError("libcudart.so.13:\\ncannot open shared object file")
 
-print(environment.judge(environment.Check("x", "required", broken, "the remedy"), None).detail)
+print(checks.judge(Check("x", "required", broken, "the remedy"), None).detail)
 """
 
 
@@ -482,18 +483,18 @@ def test_check_that_raises_is_one_quiet_line():
     assert done.stderr == ""
 
 
-def broken(machine) -> environment.Result:
+def broken(machine) -> Result:
     raise RuntimeError("no kernel image is available")
 
 
 def test_debug_shows_the_traceback(machine, capfd):
-    environment.judge(environment.Check("x", "required", broken), machine, debug=True)
+    checks.judge(Check("x", "required", broken), machine, debug=True)
     assert "Traceback" in capfd.readouterr().err
 
 
 def test_package_that_is_not_installed(machine, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    found = environment.judge(environment.Check("peft", "required", environment.check_peft), machine)
+    found = checks.judge(Check("peft", "required", libraries.check_peft), machine)
     assert (found.state, found.remedy) == ("FAIL", "run make setup")
 
 
@@ -507,6 +508,6 @@ def test_package_that_is_not_installed(machine, monkeypatch):
 )
 def test_only_critical_and_required_failures_decide(machine, level, ready, ending):
     row = {"name": "x", "level": level, "state": "FAIL", "detail": "", "remedy": ""}
-    report = environment.summarize(machine, [row])
+    report = checks.summarize(machine, [row])
     assert report["ready"] is ready
     assert report["summary"] == f"0 ok, 0 warnings, 0 skipped, {ending}"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,11 @@ def guarded(body: str, debug: bool = False) -> subprocess.CompletedProcess:
         ("pass", 0, ""),
         ('raise ForgeError("cause", "remedy")', 2, "FAIL cause\n  do remedy\n"),
         ('raise ForgeError("cause", "remedy", 4)', 4, "FAIL cause\n  do remedy\n"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
+            75,
+            "FAIL interrupted\n  do run the same command again: it goes on\n",
+        ),
         ("raise KeyboardInterrupt", 75, "FAIL interrupted\n  do run the same command again: it goes on\n"),
         ("raise MemoryError", 7, "FAIL out of memory\n  do close other programs or add swap space\n"),
         (
@@ -138,6 +144,15 @@ def guarded(body: str, debug: bool = False) -> subprocess.CompletedProcess:
 def test_guard(body, code, errors):
     done = guarded(body)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", errors)
+
+
+def test_an_interruption_before_the_guard_is_no_traceback():
+    """A Ctrl-C while a script imports what it needs."""
+    code = "import forge, os, signal; os.kill(os.getpid(), signal.SIGINT); import forge.phase; print('went on')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_guard_prints_what_was_said_before_the_error():

@@ -19,15 +19,16 @@ BYPASS = (
 
 
 @pytest.fixture
-def forge(checkout, tiny_base, write_config, run_script):
+def forge(checkout, tiny_base, write_config, run_script, run_warm):
     """`forge(sources, data...)` runs the script on a base that is in place."""
 
     def run(listed: list[dict] | None = None, env: dict | None = None, force: bool = False, **data):
         listed = listed or [{"kind": "records", "path": "records"}]
         path = write_config(checkout, data={"sources": listed, "max_tokens": 256, **data})
         if not Path("models/base").exists():
-            assert run_script("download_model.py", "--config", path).returncode == 0
-        return run_script("forge_dataset.py", "--config", path, *(["--force"] if force else []), env=env)
+            assert run_warm("download_model.py", "--config", path).returncode == 0
+        run = run_script if env else run_warm  # what libraries read when they are imported
+        return run("forge_dataset.py", "--config", path, *(["--force"] if force else []), env=env)
 
     return run
 

@@ -82,7 +82,7 @@ def test_rows_at_once_are_halved_and_the_step_stays():
 def test_wsl_is_known_by_its_kernel(tmp_path, version, wsl):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/version").write_text(version + "\n", encoding="utf-8")
-    assert machine.is_wsl(tmp_path) is wsl
+    assert machine.in_wsl(tmp_path) is wsl
     assert (machine.free_memory(tmp_path)[1] == machine.WSL) is wsl
 
 

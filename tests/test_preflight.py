@@ -347,36 +347,36 @@ def test_what_was_not_checked_stands_in_the_verdict_and_is_no_check(run, monkeyp
 
 
 @pytest.fixture
-def prepared(checkout, write_config, run_script, base):
+def prepared(checkout, write_config, run_warm, base):
     """A checkout with base and dataset; `prepared(base)` after a change of the base's files."""
 
     def prepare() -> Path:
         write_config(checkout, base=base)
         for name in ("download_model.py", "forge_dataset.py"):
-            run_script(name, "--config", "config/test.yaml", check=True)
+            run_warm(name, "--config", "config/test.yaml", check=True)
         return checkout
 
     return prepare
 
 
 @pytest.mark.slow
-def test_validate_prints_it_and_its_verdict_is_the_same_each_time(prepared, run_script):
+def test_validate_prints_it_and_its_verdict_is_the_same_each_time(prepared, run_warm):
     root = prepared()
-    done = run_script("validate_dataset.py", "--config", "config/test.yaml", check=True)
+    done = run_warm("validate_dataset.py", "--config", "config/test.yaml", check=True)
     verdict = (root / "evaluation/test/validate/verdict.json").read_bytes()
     assert [line for line in done.stdout.splitlines() if line.removeprefix("  ok   ") in HEALTHY] == [
         f"  ok   {line}" for line in HEALTHY
     ]
-    run_script("validate_dataset.py", "--config", "config/test.yaml", "--force", check=True)
+    run_warm("validate_dataset.py", "--config", "config/test.yaml", "--force", check=True)
     assert (root / "evaluation/test/validate/verdict.json").read_bytes() == verdict
     assert "not_checked" not in json.loads(verdict)
 
 
 @pytest.mark.slow
-def test_validate_ends_with_cause_and_remedy_of_a_base_that_cannot_be_converted(prepared, run_script, base):
+def test_validate_ends_with_cause_and_remedy_of_a_base_that_cannot_be_converted(prepared, run_warm, base):
     edit(base / "config.json", architectures=["BioGptForCausalLM"])
     prepared()
-    done = run_script("validate_dataset.py", "--config", "config/test.yaml")
+    done = run_warm("validate_dataset.py", "--config", "config/test.yaml")
     assert (done.returncode, done.stderr) == (
         3,
         "FAIL validate did not pass: vocabulary converted and loaded by llama.cpp: Model BioGptForCausalLM is not "

@@ -11,7 +11,6 @@ import re
 import shutil
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -168,17 +167,15 @@ def database(path: Path) -> None:
 
 
 @pytest.fixture
-def forge(tmp_path) -> Path:
-    """A checkout in a path with a space, whose environment is this one."""
+def forge(tmp_path, warm) -> Path:
+    """A checkout in a path with a space, whose environment is this one, without the time of the imports."""
     root = tmp_path / "a forge"
     for name in ("scripts", "config", "scenarios"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
     for name in ("Makefile", "Modelfile.template", "requirements-finetuning.txt", "requirements-dev.txt"):
         shutil.copy2(ROOT / name, root / name)
     (root / "venv/bin").mkdir(parents=True)
-    wrapper = root / "venv/bin/python"
-    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
-    wrapper.chmod(0o755)
+    (root / "venv/bin/python").symlink_to(warm.python)
     for stamp in ("light.ok", "ready.ok"):
         (root / "venv" / stamp).touch()
     database(tmp_path / "home/.scenario-forge/scenarios.db")

@@ -303,10 +303,10 @@ def forge(settings, tiny_base, monkeypatch):
     return run
 
 
-def test_the_phase_mixes_them_in_and_tells_it(settings, run_script):
+def test_the_phase_mixes_them_in_and_tells_it(settings, run_warm):
     loaded = settings()
     for name in ("download_model.py", "forge_dataset.py"):
-        done = run_script(name, "--config", loaded.path, check=True)
+        done = run_warm(name, "--config", loaded.path, check=True)
     folder = loaded.layout.dataset
     train = read_rows(folder / "train.jsonl")
     found = [item for item in train if item["source"] == "safety"]
@@ -333,7 +333,7 @@ def test_the_phase_mixes_them_in_and_tells_it(settings, run_script):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"- safety: 5 of 105 training rows ({listed})\n" in card
     assert "| `scenarios/training/safety.jsonl` | safety | 1 | `" in card
-    checked = run_script("validate_dataset.py", "--config", loaded.path, check=True)
+    checked = run_warm("validate_dataset.py", "--config", loaded.path, check=True)
     assert "rows by source: records 100, safety 5\n" in checked.stdout
     made = graph.BY_NAME["dataset"]
     assert manifest.why_stale(made, loaded, sources.outside("dataset", loaded)) is None

@@ -659,13 +659,13 @@ def test_answers_that_nobody_wrote(text, kind):
 
 
 @pytest.fixture
-def forge(checkout, tiny_base, write_config, run_script):
+def forge(checkout, tiny_base, write_config, run_warm):
     """`forge(sources)` runs the script on a base that is in place; returns what it ended with and its folder."""
 
     def run(listed: list[dict], **data):
         path = write_config(checkout, data={"sources": listed, "max_tokens": 256, **data})
-        assert run_script("download_model.py", "--config", path).returncode == 0
-        return run_script("forge_dataset.py", "--config", path), checkout / "dataset_package/test"
+        assert run_warm("download_model.py", "--config", path).returncode == 0
+        return run_warm("forge_dataset.py", "--config", path), checkout / "dataset_package/test"
 
     return run
 

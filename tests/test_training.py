@@ -23,7 +23,7 @@ def ready(tmp_path_factory, tiny_base) -> Path:
 
 
 @pytest.fixture
-def train(checkout, ready, write_config, run_script):
+def train(checkout, ready, write_config, run_warm):
     """`train(training={...})` runs fine_tune.py; `train.started(...)` gives the Run, to be worked in this process."""
 
     def configured(**sections) -> Path:
@@ -53,7 +53,7 @@ def train(checkout, ready, write_config, run_script):
         files.write_jsonl(Path("records/labelled.jsonl"), labelled)
         path = configured()
         for name in ("download_model.py", "forge_dataset.py", "validate_dataset.py"):
-            run_script(name, "--config", path, check=True)
+            run_warm(name, "--config", path, check=True)
         shutil.copytree(checkout, ready, symlinks=True)
 
     if ready.is_dir():
@@ -62,7 +62,7 @@ def train(checkout, ready, write_config, run_script):
         prepare()
 
     def run(*arguments: str, env: dict | None = None, **sections):
-        return run_script("fine_tune.py", "--config", configured(**sections), *arguments, env=env)
+        return run_warm("fine_tune.py", "--config", configured(**sections), *arguments, env=env)
 
     def started(**sections) -> phase.Run:
         loaded = config.load(configured(**sections))

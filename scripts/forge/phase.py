@@ -327,6 +327,8 @@ def start(
 def guard(body: Callable[[], None], debug: bool = False) -> None:
     """Run `body`, turn every failure into a cause, a remedy and an exit code, and end the process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as forge/__init__.py leaves it; nohup ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         body()
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from forge import files
+from forge.environment.machine import in_wsl
 
 WSL, CONTAINER = "WSL2", "a container"
 SIZE, LEAST = 1536, 0.5  # of the matrices that are multiplied, and seconds for how long
@@ -86,18 +87,11 @@ def free_memory(root: Path = Path("/")) -> tuple[int, str | None]:
     import psutil
 
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    free, capped = memory.available + swap.free, WSL if is_wsl(root) else None
+    free, capped = memory.available + swap.free, WSL if in_wsl(root) else None
     contained = container_free(root)
     if contained is not None and contained < free:
         free, capped = contained, CONTAINER
     return free + psutil.Process().memory_info().rss, capped
-
-
-def is_wsl(root: Path = Path("/")) -> bool:
-    """Whether this is Windows' Linux: its RAM is a share of Windows', which .wslconfig sets."""
-    with contextlib.suppress(OSError):
-        return "microsoft" in (root / "proc/version").read_text(encoding="utf-8", errors="replace").lower()
-    return False
 
 
 def container_free(root: Path = Path("/")) -> int | None:

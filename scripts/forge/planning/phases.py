@@ -4,8 +4,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from forge import compare, disk, environment, graph, manifest, models
+from forge import compare, disk, graph, manifest, models
 from forge.config import Config
+from forge.environment import resources
 from forge.errors import ENVIRONMENT, ForgeError
 from forge.planning import machine, needs, remedy, source, times
 from forge.planning.batch import Batch
@@ -222,8 +223,8 @@ def more_memory(there: machine.Machine, needed: int) -> str:
         return f"raise the container's memory limit by {gb(needed - there.memory)}"
     missing = -(-(needed - there.memory) // 10**9)
     if there.capped == machine.WSL:
-        return environment.wslconfig(there.ram / 1e9, missing)
-    return environment.SWAP.replace("-l 16G", f"-l {missing}G")
+        return resources.wslconfig(there.ram / 1e9, missing)
+    return resources.SWAP.replace("-l 16G", f"-l {missing}G")
 
 
 def gb(size: float) -> str:

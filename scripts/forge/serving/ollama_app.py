@@ -9,7 +9,8 @@ import urllib.parse
 
 from forge import llama, vocabulary
 from forge.conversations import CONVERSATIONS
-from forge.environment import SAFE_OLLAMA, in_wsl
+from forge.environment.libraries import SAFE_OLLAMA
+from forge.environment.machine import in_wsl
 from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, ForgeError, one_line
 from forge.serving import requests
 from forge.serving.finished import Finished
