@@ -517,3 +517,10 @@ def test_the_licence_is_whole():
     text = text_of(ROOT / "LICENSE")
     assert "Apache License\n                           Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_every_room_is_named():
+    """docs/architecture.md tells what each module and folder of scripts/forge is for."""
+    named = set(re.findall(r"`([\w.]+)/?`", text_of(ROOT / "docs/architecture.md")))
+    rooms = {path.name for path in (ROOT / "scripts/forge").iterdir() if not path.name.startswith("__")}
+    assert sorted(rooms - named) == []
