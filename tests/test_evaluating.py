@@ -47,8 +47,7 @@ def test_a_batch_scores_as_its_rows_do_alone(tiny):
         for answer in ("Maja.", "Honey is made from nectar, which bees carry home and dry with their wings.")
     ]
     together = scoring.log_probabilities(model, rows)
-    assert [len(batch) for _, batch in scoring.batches(rows, 151_936)] == [2, 2, 2]
-    assert max(shared for shared, _ in scoring.batches(rows, 151_936)) > 0
+    assert len(scoring.batches(rows, 151_936)) == 1
     for row, value in zip(rows, together, strict=True):
         ids = torch.tensor([row["input_ids"]])
         with torch.inference_mode():
@@ -66,24 +65,15 @@ def test_the_end_token_is_part_of_an_answer_and_the_question_is_not(tiny):
 
 
 def test_batches_hold_every_row_once_and_are_bounded():
-    """Questions of 1 to 400 tokens, each with one to four answers of up to 500."""
-    draw = random.Random(0)
-    questions = [[number] * draw.randrange(1, 400) for number in range(40)]
     rows = [
-        {"input_ids": [*question, *[99] * draw.randrange(1, 500)], "start": len(question)}
-        for question in questions
-        for _ in range(draw.randrange(1, 5))
+        {"input_ids": [0] * length, "start": length // 2} for length in random.Random(0).choices(range(4, 900), k=99)
     ]
     made = scoring.batches(rows, 50_000)
-    assert sorted(index for _, batch in made for index in batch) == list(range(len(rows)))
-    for shared, batch in made:
-        assert shared % scoring.STEP == 0
-        assert len({tuple(rows[index]["input_ids"][:shared]) for index in batch}) == 1
-        assert all(shared < rows[index]["start"] for index in batch)
-        width = max(len(rows[index]["input_ids"]) for index in batch) - shared
+    assert sorted(index for batch in made for index in batch) == list(range(99))
+    for batch in made:
+        width = max(len(rows[index]["input_ids"]) for index in batch)
         assert len(batch) == 1 or len(batch) * width <= scoring.TOKENS_AT_ONCE
-    assert max(len(batch) for _, batch in made) > 1
-    assert len(scoring.batches(rows, 10**9)) == len(rows), "a huge vocabulary takes a row at a time"
+    assert len(scoring.batches(rows, 10**9)) == 99, "a huge vocabulary takes a row at a time"
     assert scoring.batches([], 10) == []
 
 

@@ -404,25 +404,6 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_answers_to_one_question_are_scored_as_each_alone(family):
-    """The question is longer than the window, and computed once."""
-    import torch
-    from forge.evaluating import scoring
-
-    model = tiny(family, "eager")
-    draw = torch.Generator().manual_seed(5)
-    question = torch.randint(3, WORDS, (37,), generator=draw).tolist()
-    answers = [torch.randint(3, WORDS, (length,), generator=draw).tolist() for length in LENGTHS]
-    rows = [{"input_ids": [*question, *answer], "start": len(question)} for answer in answers]
-    assert scoring.batches(rows, WORDS) == [(32, [2, 0, 1, 3])]
-    for row, value in zip(rows, scoring.log_probabilities(model, rows), strict=True):
-        with torch.inference_mode():
-            logged = torch.log_softmax(model(input_ids=torch.tensor([row["input_ids"]])).logits[0], dim=-1)
-        alone = sum(float(logged[place - 1, row["input_ids"][place]]) for place in range(37, len(row["input_ids"])))
-        assert value == pytest.approx(alone, abs=1e-4)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CHAINS)
 def test_a_family_goes_from_documents_to_a_verified_gguf(family, tmp_path, warm):
