@@ -2,8 +2,9 @@
 
 Ours is `make <phase>` for each phase of the config in a fresh copy of this checkout, with this environment: make,
 the config's check, hashing and records are in the figures. The reference is bench/reference_all.py, one plain script
-with the same base, rows, settings and libraries; its imports count to its first stage. Rows, gates and Modelfile
-have no reference: "-". Both write into a temporary folder, where the starter needs 4 GB.
+with the same base, rows, settings and libraries, but only the supervised stage of training; its imports count to its
+first stage. Rows, gates and Modelfile have no reference: "-". Both write into a temporary folder, where the starter
+needs 4 GB.
 
 The JSON line's ours and reference are the seconds of the phases that both have, its peak_mb is ours in these.
 `rows` has every phase and the total of ours. One measurement takes as long as two times `make all`.

@@ -1,7 +1,8 @@
 """The chain from a base model to a quantized GGUF as one plain script of library calls in the usual form.
 
 The reference of bench/all.py: transformers, trl, peft, bitsandbytes and llama.cpp with the config's values, without
-any check, record or resumption. It takes the rows that Model Forge made, so that both train on the same data.
+any check, record, resumption or preference stage. It takes the rows that Model Forge made, so that both train on the
+same data.
 """
 
 import argparse
