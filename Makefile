@@ -76,8 +76,8 @@ $(MODELFILE): $(MODEL) $(DATASET) $(VALIDATE) $(TRAIN) $(VERIFY_ADAPTER) $(EVALU
 .SECONDARY: $(MERGE)             # 15 GB that a user may delete without a rerun
 
 .PHONY: all setup env model dataset validate train verify-adapter evaluate merge verify-merged gguf verify-gguf
-.PHONY: modelfile status ask chat report runs redo init serve ciris-env deploy undeploy upload-plan upload audit
-.PHONY: verify-audit feedback regression test test-slow test-faults lint bench $(BENCHES) plan clean clean-models
+.PHONY: modelfile status ask chat report runs redo init serve ciris-env have-ollama deploy undeploy upload-plan upload
+.PHONY: audit verify-audit feedback regression test test-slow test-faults lint bench $(BENCHES) plan clean clean-models
 .PHONY: help FORCE
 
 #: Everyday
@@ -94,7 +94,7 @@ status:                          ## what is done, stale (and why), failed or mis
 ask: $(MODELFILE)                ## ask the model: make ask PROMPT="Who are you?"
 	@$(PYTHON) scripts/ask.py --config "$(CONFIG)"
 chat: $(MODELFILE)               ## talk to the model in the terminal
-	@$(PYTHON) scripts/chat_model.py --config "$(CONFIG)"
+	@$(PYTHON) scripts/chat_model.py --config "$(CONFIG)" $(if $(BASE),--base)
 report: | $(READY)               ## one page that shows it all: report/<name>/index.html
 	@$(PYTHON) scripts/write_report.py --config "$(CONFIG)"
 runs:                            ## every adapter that is kept: settings that differ, losses
@@ -129,7 +129,9 @@ serve: $(MODELFILE)              ## an OpenAI-compatible server of the model on 
 	@$(PYTHON) scripts/serve_model.py --config "$(CONFIG)"
 ciris-env:                       ## the variables for CIRISAgent; asks the running server for JSON
 	@$(PYTHON) scripts/ciris_env.py --config "$(CONFIG)"
-deploy: modelfile                ## put the model into Ollama, and check it there
+have-ollama: | $(READY)           # before hours of training
+	@$(PYTHON) scripts/deploy_ollama.py --config "$(CONFIG)" --check
+deploy: have-ollama modelfile    ## put the model into Ollama, and check it there
 	@$(PYTHON) scripts/deploy_ollama.py --config "$(CONFIG)"
 undeploy:                        ## take it out of Ollama again
 	@$(PYTHON) scripts/deploy_ollama.py --config "$(CONFIG)" --remove

@@ -1,6 +1,6 @@
 """Talk to the finished GGUF in the terminal, through llama.cpp, with the system prompt it was trained with.
 
-  make chat
+  make chat            (make chat BASE=1: beside the base)
   python scripts/chat_model.py --base
   echo "Who are you?" | python scripts/chat_model.py
 

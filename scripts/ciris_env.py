@@ -2,10 +2,11 @@
 
 Reads serve.* and project.name of the config and the key MODEL_FORGE_API_KEY, whose value is not printed. Sends the
 server of `make serve` one request as CIRISAgent does, in JSON mode. Ends with 7 when no server runs, with 3 when the
-answer is no JSON.
+answer is not the JSON that was asked for. The variables alone go to standard output.
 """
 
 import json
+import sys
 import time
 
 from forge import config, phase
@@ -14,9 +15,12 @@ from forge.serving import access, requests
 
 # CIRISAgent gives up after 20 s unless told otherwise: little for a processor without a GPU.
 PATIENCE = 120
+# What waits for the model's answer there must wait longer, so that a second try has its time: 90 s by default.
+LONGER = 3 * PATIENCE
+ACTIONS = ("speak", "ponder")
 QUESTION = (
     'Answer with one JSON object and nothing else. It follows this JSON schema: {"type": "object", "properties": '
-    '{"action": {"type": "string", "enum": ["speak", "ponder"]}}, "required": ["action"]}. '
+    f'{{"action": {{"type": "string", "enum": {json.dumps(ACTIONS)}}}}}, "required": ["action"]}}. '
     "Which action do you take when somebody greets you?"
 )
 
@@ -30,8 +34,7 @@ def tell(configuration: config.Config) -> None:
     values, key = configuration.values, access.key()
     url = access.url(values.serve.host, values.serve.port)
     for name, value in variables(url, values.project.name, key).items():
-        print(f"export {name}={value}")
-    print(flush=True)
+        print(f"export {name}={value}", flush=True)
     check(url, values.project.name, key, f"make serve CONFIG={configuration.path}")
 
 
@@ -43,6 +46,7 @@ def variables(url: str, model: str, key: str | None) -> dict[str, str]:
         "OPENAI_API_KEY": f'"${access.KEY}"' if key else "local",  # some value it must have
         "CIRIS_LLM_MODEL_NAME": model,
         "CIRIS_LLM_TIMEOUT": str(PATIENCE),
+        "CIRIS_DMA_TIMEOUT": str(LONGER),
     }
 
 
@@ -71,20 +75,23 @@ def check(url: str, model: str, key: str | None, start: str) -> None:
         raise ForgeError(f"{url} answered with {error.status}: {error}", wanted, ENVIRONMENT) from None
     except (LookupError, TypeError):
         raise ForgeError(f"{url} is no OpenAI-compatible server", f"stop it, then {start}", ENVIRONMENT) from None
-    if not is_object(answer):
+    if not is_wanted(answer):
         raise ForgeError(
-            f"asked for a JSON object in JSON mode, the server answered {answer[:80]!r}",
+            f"asked for a JSON object with an action in JSON mode, the server answered {answer[:80]!r}",
             "CIRISAgent cannot work with that: train on answers in JSON, or take a larger base",
             GATE_NOT_PASSED,
         )
-    print(f"ok   {url} answered in JSON after {time.monotonic() - began:.0f} s: {' '.join(answer.split())[:80]}")
+    told = f"ok   {url} answered in JSON after {time.monotonic() - began:.0f} s: {' '.join(answer.split())[:80]}"
+    print(told, file=sys.stderr)  # standard output may go into .env
 
 
-def is_object(text: str) -> bool:
+def is_wanted(text: str) -> bool:
+    """An object that follows the schema of QUESTION."""
     try:
-        return isinstance(json.loads(text), dict)
+        found = json.loads(text)
     except ValueError:
         return False
+    return isinstance(found, dict) and found.get("action") in ACTIONS
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Runs `ollama create` with the Modelfile under a name of its own, compares the prompts that Ollama writes with those of
 the training, asks the identity question, then copies the model to ollama.model_name, and to the project's name where
 that is another. A model of that name that was there before stays until then. OLLAMA_HOST names another server than
-the usual. With --remove it takes these names out again (make undeploy).
+the usual. With --remove it takes these names out again (make undeploy); --check only looks whether Ollama is there,
+which make deploy does before it makes a model.
 """
 
 import argparse
@@ -19,22 +20,26 @@ UNCHECKED = "unchecked"  # tag of the model until it is known to be right
 def main() -> None:
     parser = phase.parser(__doc__)
     parser.add_argument("--remove", action="store_true", help="take the model out of Ollama again")
+    parser.add_argument("--check", action="store_true", help="only look whether an Ollama is there that can take it")
     arguments = parser.parse_args()
     phase.guard(lambda: run(arguments), debug=arguments.debug)
 
 
 def run(arguments: argparse.Namespace) -> None:
     configuration = config.load(arguments.config)
-    if arguments.remove:
+    if arguments.check:
+        ollama_app.command()
+        ollama_app.require(ollama_app.address())
+    elif arguments.remove:
         remove(configuration)
     else:
         deploy(configuration)
 
 
 def deploy(configuration: config.Config) -> None:
-    model = finished.find(configuration)
     program, url = ollama_app.command(), ollama_app.address()
     print(f"Ollama {ollama_app.require(url)} at {url}", flush=True)
+    model = finished.find(configuration)
     name, *aliases = names_of(configuration)
     trial = f"{name}:{UNCHECKED}"
     files.write_if_changed(Path("Modelfile"), modelfile_of(configuration).read_text(encoding="utf-8"))

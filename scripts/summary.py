@@ -25,7 +25,17 @@ def show(configuration: config.Config) -> None:
     print(f"\n{layout.name}")
     for item in made["files"]:
         print(f"  {layout.gguf_folder / item['name']}  {item['size'] / 1e6:.1f} MB")
-    print(f"  trained on {made['data']['rows']['train']} rows; gates: {_gates(made)}\n")
+    print(f"  trained on {made['data']['rows']['train']} rows; gates: {_gates(made)}")
+    for gate, reason in made["overrides"].items():
+        print(f"  OVERRIDDEN: {gate} was {made['verdicts'][gate]}; the reason given: {reason}")
+    for found in made.get("evaluation") or []:
+        if found["interval"]:
+            low, high = found["interval"]
+            print(
+                f"  {found['name']} {found['value']:.3g} {found['unit']}, 90% interval {low:.3g} to {high:.3g} "
+                f"(n={found['n']}), limit {found['limit']:g}"
+            )
+    print()
     columns = ["base", "tuned", *(item["quantization"] for item in made["files"])]
     if "results" in made:
         table(["", *columns], figures(made["results"], columns))

@@ -70,7 +70,8 @@ def test_the_variables_are_printed_also_without_a_server(told):
         f"export OPENAI_API_BASE=http://127.0.0.1:{port}/v1\n"
         "export OPENAI_API_KEY=local\n"
         "export CIRIS_LLM_MODEL_NAME=test\n"
-        "export CIRIS_LLM_TIMEOUT=120\n\n"
+        "export CIRIS_LLM_TIMEOUT=120\n"
+        "export CIRIS_DMA_TIMEOUT=360\n"
     )
     assert said[0].startswith(f"FAIL no server answers at http://127.0.0.1:{port}/v1: ")
     assert said[1] == "  do start it in another window: make serve CONFIG=config/test.yaml"
@@ -80,17 +81,18 @@ def test_a_json_answer(told, standin):
     server = standin('{"action": "speak"}')
     printed, said = told(server.server_port, 0, key=KEY)
     assert 'export OPENAI_API_KEY="$MODEL_FORGE_API_KEY"\n' in printed and KEY not in printed
-    assert printed.splitlines()[-1].startswith(f"ok   http://127.0.0.1:{server.server_port}/v1 answered in JSON after ")
-    assert said == []
+    assert all(line.startswith("export ") for line in printed.splitlines())
+    [line] = said
+    assert line.startswith(f"ok   http://127.0.0.1:{server.server_port}/v1 answered in JSON after ")
     [(authorization, body)] = server.RequestHandlerClass.asked
     assert authorization == f"Bearer {KEY}"
     assert body["response_format"] == {"type": "json_object"} and body["model"] == "test"
 
 
-@pytest.mark.parametrize("answer", ["Sure! {}", '{"action": "spe', "[1]", ""])
-def test_an_answer_that_is_no_json_object(told, standin, answer):
+@pytest.mark.parametrize("answer", ["Sure! {}", '{"action": "spe', "[1]", "", "{}", '{"action": "sing"}'])
+def test_an_answer_that_is_not_the_json_that_was_asked_for(told, standin, answer):
     _, said = told(standin(answer).server_port, GATE_NOT_PASSED)
-    assert said[0] == f"FAIL asked for a JSON object in JSON mode, the server answered {answer!r}"
+    assert said[0] == f"FAIL asked for a JSON object with an action in JSON mode, the server answered {answer!r}"
 
 
 def test_a_wrong_key_and_another_model(told, standin):

@@ -244,3 +244,9 @@ def test_the_script_ends_with_7_without_ollama(deploying, run_script, tmp_path):
     done = run_script("deploy_ollama.py", "--config", "config/test.yaml", env={"PATH": str(tmp_path / "empty")})
     assert done.returncode == ENVIRONMENT
     assert done.stderr.splitlines()[0] == "FAIL there is no ollama on PATH"
+
+
+def test_a_look_at_ollama_makes_nothing(deploying, run_script):
+    ready = deploying()
+    done = run_script("deploy_ollama.py", "--config", "config/test.yaml", "--check")
+    assert (done.returncode, done.stdout, done.stderr, ready.program.arguments()) == (0, "", "", [])

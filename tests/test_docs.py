@@ -29,6 +29,7 @@ MARKDOWN = MarkdownIt("commonmark").enable("table")
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
 VARIABLES = {
     "RUNS",
+    "BASE",
     "CONFIG",
     "VENV",
     "TORCH",

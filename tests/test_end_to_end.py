@@ -97,7 +97,16 @@ def test_make_all_ends_with_base_beside_tuned(chain):
     assert loss.startswith("  loss on 4 held-out rows")
     assert kl.split()[-4:-2] == ["-", "-"]
     assert "minutes of work" in end
+    assert f"  OVERRIDDEN: evaluate was FAIL; the reason given: {os.environ['OVERRIDE_REASON']}\n" in end
+    margin = r"^  preference margin \S+ nats a token, 90% interval \S+ to \S+ \(n=208\), limit -0.05$"
+    assert re.search(margin, end, flags=re.M)
     assert 'next: make ask PROMPT="..." CONFIG=config/test.yaml VENV=venv    ollama create test' in end
+
+
+def test_what_make_prints_holds_no_escape_codes(chain):
+    printed = [chain / "printed.txt", *(chain / "logs").glob("*.log")]
+    assert len(printed) > 6
+    assert [path.name for path in printed if {"\x1b", "\r"} & set(path.read_text(encoding="utf-8"))] == []
 
 
 def test_bench_learning_counts_what_each_seed_learned(copy):

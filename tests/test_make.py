@@ -329,3 +329,13 @@ def test_help_lists_every_phase(tree):
     output = tree.make()
     for name in ALL:
         assert re.search(rf"^  {name} ", output, flags=re.M)
+
+
+def test_deploy_looks_for_ollama_before_it_makes_a_model(tree):
+    programs = tree.root / "programs"
+    programs.mkdir()
+    for name in ("bash", "sh", "make", "mkdir", "rm"):
+        (programs / name).symlink_to(shutil.which(name))
+    done = tree.run("deploy", env={"PATH": str(programs)})
+    assert "FAIL there is no ollama on PATH" in done.stderr and "Error 7" in done.stderr
+    assert started(done.stdout) == []
