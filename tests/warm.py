@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVER = """
-import json, os, runpy, signal, socket, sys, traceback
+import ctypes, json, os, runpy, signal, socket, sys, traceback
 
 sys.path.insert(0, "scripts")
 from forge import models
@@ -25,7 +25,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from forge.training import choices, stages
 
 
+def die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def run(job, descriptors):
+    die_with_parent()
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])
@@ -46,6 +51,7 @@ def run(job, descriptors):
         sys.stdout.flush()
 
 
+die_with_parent()
 listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 listener.bind(sys.argv[1])
 listener.listen()
@@ -56,6 +62,7 @@ while True:
     if os.fork():
         connection.close()
         continue
+    die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     listener.close()
     text, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
