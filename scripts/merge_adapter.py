@@ -16,7 +16,7 @@ from forge import compare, files, manifest, models, phase
 from forge.errors import BAD_INPUT, ENVIRONMENT, INTEGRITY, ForgeError
 from forge.weights import merging, sharding, streaming
 
-CARRIED = ("config.json", "generation_config.json", "LICENSE*", *models.TOKENIZER_FILES)
+CARRIED = ("config.json", "generation_config.json", *models.LICENCE_FILES, *models.TOKENIZER_FILES)
 RECIPE = "base_and_adapter.json"
 BASES = ("base", "dequantized")
 HELD_OUT = 32  # rows that merge.base: measure compares the two on

@@ -49,6 +49,8 @@ def upload(arguments: argparse.Namespace) -> None:
             print("nothing was sent")
             return
         for one in plans:
+            one.refuse_other_licence()
+        for one in plans:
             send(one, token, arguments.replace)
 
 

@@ -343,6 +343,15 @@ def test_a_public_repository_is_not_taken_for_a_private_one(project, upload, hub
     assert len(hub.commits) == 1 and hub.sent() == []
 
 
+def test_what_must_keep_the_bases_licence_is_not_public_under_another(project, upload, hub, monkeypatch):
+    monkeypatch.setattr(licences, "of_base", lambda name, folder: ("llama3.1", "by its name"))
+    path = project(upload={"repo": REPO, "private": False})
+    told = refused(lambda: upload(path), 2, "project.license is apache-2.0, the base is under llama3.1")
+    assert "upload.private" in told.remedy and hub.files == {}
+    upload(path, "--private")
+    assert hub.private is True
+
+
 def test_public_on_purpose(project, upload, hub):
     upload(project(upload={"repo": REPO, "private": False}))
     assert hub.private is False
@@ -674,8 +683,9 @@ def test_the_licence_of_the_base(tmp_path, name, text, licence, words):
     assert words in " ".join(licences.told("apache-2.0", found, how))
 
 
-def test_another_licence_than_the_bases_is_said_to_be_unchecked():
-    assert "was not checked" in licences.told("mit", "llama3", "by its name")[-1]
+def test_another_licence_than_the_bases_is_said_to_be_another_or_unchecked():
+    assert "stays under llama3: mit is another" in licences.told("mit", "llama3", "by its name")[-1]
+    assert "was not checked" in licences.told("mit", "apache-2.0", "by its name")[-1]
     assert "names no licence" in licences.told("", "llama3", "by its name")[0]
     same = licences.told("llama3", "llama3", "by its name")
     assert same[0] == "Published under llama3." and len(same) == 2

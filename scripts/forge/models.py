@@ -15,6 +15,7 @@ from forge.errors import BAD_INPUT, INTEGRITY, ForgeError, one_line, out_of_memo
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # <malloc.h>
 MAPPED = 1 << 25  # bytes from which memory comes from the system and goes back at once; 32 MB, glibc's most
 DTYPES = ("bfloat16", "float16", "float32")
+LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")  # Llama's licence asks for the notice and the policy, too
 # Files that make a model folder; anything else (pickles, training state, pictures) is left out.
 MODEL_FILES = (
     "*.safetensors",
@@ -27,7 +28,7 @@ MODEL_FILES = (
     "vocab.*",
     "merges.txt",
     "chat_template*",
-    "LICENSE*",
+    *LICENCE_FILES,
 )
 # The same weights a second time, in their makers' own layout: 14.5 GB of Mistral-7B-Instruct-v0.3.
 NOT_MODEL_FILES = ("consolidated*.safetensors",)

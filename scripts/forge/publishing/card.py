@@ -106,11 +106,17 @@ def _project(evidence: Evidence) -> dict:
 
 def licence(evidence: Evidence) -> list[str]:
     """What is known of the licences, in sentences."""
-    name, folder = evidence.facts("model")["base_model_name"], evidence.config.layout.base
-    found = licences.told(_project(evidence)["license"], *licences.of_base(name, folder))
+    folder = evidence.config.layout.base
+    found = licences.told(*licences_of(evidence))
     if not any(folder.glob("LICENSE*")):
         found.append("No LICENSE file came with the base, so there is none here.")
     return found
+
+
+def licences_of(evidence: Evidence) -> tuple[str, str | None, str]:
+    """The project's licence, its base's (None: not known), and how that is known."""
+    name = evidence.facts("model")["base_model_name"]
+    return _project(evidence)["license"], *licences.of_base(name, evidence.config.layout.base)
 
 
 def _metadata(evidence: Evidence, project: dict):

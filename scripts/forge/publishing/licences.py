@@ -67,6 +67,9 @@ NOTES = (
     (r"apache-2\.0|mit|bsd.*|cc-by-\d.*", "It asks that its text and the notice of copyright go along."),
 )
 
+# Licences that what is made from the model keeps. Others were not looked at.
+KEPT = r"llama.*|gemma|.*-nc-.*|.*-nd-.*|a?gpl.*|cc-by-sa-.*|.*-research"
+
 
 def of_base(name: str, folder: Path) -> tuple[str | None, str]:
     """The licence of the base and how it is known; (None, "") where nothing is known.
@@ -100,9 +103,16 @@ def told(own: str, base: str | None, how: str) -> list[str]:
     if base is None:
         return [*found, "The licence of the base is not known here: read it before you publish."]
     found.append(f"The base is under {base} ({how}). {note(base)}".strip())
-    if own and own.lower() != base:
+    if conflict(own, base):
+        found.append(f"What is made from it stays under {base}: {own} is another.")
+    elif own and own.lower() != base:
         found.append("Whether the licence of the base allows another one was not checked.")
     return found
+
+
+def conflict(own: str, base: str | None) -> bool:
+    """Whether the base's licence is known to stay with what is made from it, and the project names another."""
+    return bool(own and base and own.lower() != base and re.fullmatch(KEPT, base))
 
 
 def metadata(own: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from forge import files, ggufmeta, models
 from forge.errors import INTEGRITY, ForgeError
-from forge.publishing import card
+from forge.publishing import card, licences
 from forge.publishing.evidence import Evidence
 from forge.publishing.scan import Item
 
@@ -27,7 +27,7 @@ MERGED_FILES = (
     "generation_config.json",
     *models.TOKENIZER_FILES,
 )
-LICENCE_FILES = ("LICENSE*",)
+LICENCE_FILES = models.LICENCE_FILES
 
 
 @dataclass
@@ -50,6 +50,15 @@ class Plan:
     @property
     def licence(self) -> list[str]:
         return card.licence(self.evidence)
+
+    def refuse_other_licence(self) -> None:
+        """Raises ForgeError (2) where it would be public under a licence that the base's does not allow."""
+        own, base, _ = card.licences_of(self.evidence)
+        if not self.private and licences.conflict(own, base):
+            raise ForgeError(
+                f"project.license is {own}, the base is under {base}, which what is made from it keeps",
+                f"set project.license to {base}, or upload.private to true",
+            )
 
     @property
     def size(self) -> int:
