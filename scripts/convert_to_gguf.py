@@ -36,7 +36,7 @@ def work(run: phase.Run) -> dict:
         if run.settings["gguf"]["importance_matrix"]:
             raise process.Unsupported("the importance matrix is measured on it")
         if quantized:
-            found = process.quantize(process.weights_of(run.layout, facts), model, quantized)
+            found = process.quantize(process.weights_of(run.layout, facts), model, quantized, run.progress("tensors"))
             run.hashes = {quantized[name].name: digest for name, digest in found.items()}
     except process.Unsupported as reason:
         way = f"over a 16-bit file: {reason}"

@@ -105,7 +105,7 @@ def write(run: phase.Run, weights: merging.Merged | None, dtype: str, size: int)
     """The weight files; their SHA-256 where it is known."""
     most = run.settings["merge"]["max_shard_size"]
     if weights is not None:
-        return sharding.write(weights, run.staging, most)
+        return sharding.write(weights, run.staging, most, run.progress("weights"))
     require_memory(size)
     model = models.with_adapter(models.causal_lm(run.layout.base, dtype), run.layout.adapter).merge_and_unload()
     refuse_infinite(model)

@@ -59,7 +59,7 @@ def compare_tensors(run: phase.Run, found: list[dict]) -> tuple[dict, list[str]]
     if temporary is not None and temporary.is_file():
         paths.append(temporary)
         run.discard_later(temporary)
-    compared = tensors.measured(run.layout, run.facts("merge"), paths)
+    compared = tensors.measured(run.layout, run.facts("merge"), paths, run.progress("tensors compared"))
     if isinstance(compared, str):
         run.say(f"  skip NOT checked: tensors against the merged weights: {compared}")
         return {}, [f"tensors against the merged weights: {compared}"]

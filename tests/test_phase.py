@@ -448,3 +448,17 @@ def test_unknown_arguments_end_with_2(project, arguments):
     assert done.returncode == 2
     assert "work.py: error: " in done.stderr
     assert not Path("models").exists()
+
+
+@pytest.mark.parametrize(("patience", "lines"), [(0, ["  1 of 3 weights", "  2 of 3 weights"]), (1000, [])])
+def test_progress_is_told_where_it_takes_long(monkeypatch, patience, lines):
+    from types import SimpleNamespace
+
+    from forge import phase
+
+    said = []
+    monkeypatch.setattr(phase, "PATIENCE", patience)
+    told = phase.Run.progress(SimpleNamespace(say=said.append), "weights")
+    for done in (1, 2, 3):
+        told(done, 3)
+    assert said == lines

@@ -175,6 +175,14 @@ def test_the_workers_errors_and_refusals_are_handed_on(monkeypatch, tmp_path):
         process.run({})
 
 
+def test_what_the_worker_counts_is_told(monkeypatch, tmp_path):
+    lines = ['{"told": [3, 9]}', "words of a library", '{"told": [9, 9]}', '{"done": 5}']
+    answering(monkeypatch, tmp_path, "\n".join(f"echo '{line}'" for line in lines))
+    seen = []
+    assert process.run({}, lambda done, of: seen.append((done, of))) == 5
+    assert seen == [(3, 9), (9, 9)]
+
+
 def test_without_a_merged_model_the_usual_way_is_refused():
     import convert_to_gguf
 

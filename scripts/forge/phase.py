@@ -39,6 +39,7 @@ from forge.errors import (
     out_of_memory,
 )
 
+PATIENCE = 10  # seconds that a phase is silent at most, where it counts what it does
 OVERRIDE = "OVERRIDE_REASON"  # variable of the environment: why a verdict that is no PASS is overridden
 PACKAGES = [
     "torch",
@@ -105,6 +106,18 @@ class Run:
             self.log_path.parent.mkdir(exist_ok=True)
             with self.log_path.open("a", encoding="utf-8") as log:
                 log.write(text + "\n")
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """`told(done, of)`, which says how much of `what` is done when PATIENCE seconds have passed, and again."""
+        last = time.monotonic()
+
+        def told(done: int, of: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= PATIENCE and done < of:
+                last = time.monotonic()
+                self.say(f"  {done} of {of} {what}")
+
+        return told
 
     def discard_later(self, path: Path) -> None:
         """Remove this when the new output is in place, not before."""

@@ -12,7 +12,9 @@ from forge.quantizing.process import Unsupported
 LEAST_KEPT = 0.5  # of what the adapter changed: between all of it (1) and the base's own weights (0)
 
 
-def measured(layout: Layout, facts: dict, paths: list[Path]) -> dict[Path, list[dict]] | str:
+def measured(
+    layout: Layout, facts: dict, paths: list[Path], told: process.Told = process.silent
+) -> dict[Path, list[dict]] | str:
     """For each file what tensors.compare says of it; a text that says why where it cannot be compared.
 
     `facts`: the merge's.
@@ -24,7 +26,9 @@ def measured(layout: Layout, facts: dict, paths: list[Path]) -> dict[Path, list[
             "outtype": converter.OUTTYPES[facts["dtype"]],
         }
         try:
-            found = process.compare(process.weights_of(layout, facts), process.base_of(layout, facts), model, paths)
+            found = process.compare(
+                process.weights_of(layout, facts), process.base_of(layout, facts), model, paths, told
+            )
         except Unsupported as reason:
             return str(reason)
     return {Path(path): rows for path, rows in found.items()}

@@ -13,7 +13,7 @@ import queue
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,9 +31,12 @@ AHEAD = 2  # pieces that are read and merged before their turn; each 32 MB at mo
 LINE = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\S+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\S+)\))?")
 
 
-def quantize(made, weights: Weights, wanted: dict[str, Path], threads: int) -> dict[str, str]:
+def quantize(
+    made, weights: Weights, wanted: dict[str, Path], threads: int, told: Callable[[int, int], None]
+) -> dict[str, str]:
     """Write a file for each of `wanted` (llama.cpp's names of quantizations); the SHA-256 of each.
 
+    `told(done, of)` is called after each tensor.
     `made`: of source.converter. Raises Unsupported before anything is written, ForgeError (6) for weights that are
     not finite.
     """
@@ -48,7 +51,11 @@ def quantize(made, weights: Weights, wanted: dict[str, Path], threads: int) -> d
         outs = {name: stack.enter_context(Writer(path)) for name, path in wanted.items()}
         for name, out in outs.items():
             out.put(heads[name])
+        done = 0
         for tensor, piece in ahead(pieces_of(made, weights, order)):
+            if piece is None:
+                done += 1
+                told(done, len(order))
             for name, out in outs.items():
                 if piece is None:
                     out.put(bytes(-out.taken % made.gguf_writer.data_alignment))

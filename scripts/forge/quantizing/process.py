@@ -1,16 +1,21 @@
 """Starts the worker that quantizes or compares, and turns its answer into results and errors."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from forge import llama
 from forge.errors import ENVIRONMENT, ForgeError, one_line
 from forge.graph import Layout
 from forge.quantizing.source import Unsupported
 
+Told = Callable[[int, int], None]  # (done, of): after each tensor
 SCRIPTS = Path(__file__).resolve().parents[2]
 
 
@@ -26,7 +31,11 @@ def base_of(layout: Layout, facts: dict) -> dict:
     return {"folder": str(layout.base), "dtype": facts["dtype"], "rounding": facts["rounding"]}
 
 
-def quantize(weights: dict, model: dict, files: dict[str, Path]) -> dict[str, str]:
+def silent(done: int, of: int) -> None:
+    pass
+
+
+def quantize(weights: dict, model: dict, files: dict[str, Path], told: Told = silent) -> dict[str, str]:
     """Write the quantized `files`, by quantization; the SHA-256 of each.
 
     `weights`: of weights_of; `model`: folder (config and tokenizer), name, outtype and metadata (a file) for
@@ -34,39 +43,62 @@ def quantize(weights: dict, model: dict, files: dict[str, Path]) -> dict[str, st
     """
     threads = os.cpu_count() or 1
     named = {name: str(path) for name, path in files.items()}
-    return run({"do": "quantize", "weights": weights, **model, "files": named, "threads": threads})
+    return run({"do": "quantize", "weights": weights, **model, "files": named, "threads": threads}, told)
 
 
-def compare(weights: dict, base: dict, model: dict, files: list[Path]) -> dict[str, list[dict]]:
+def compare(weights: dict, base: dict, model: dict, files: list[Path], told: Told = silent) -> dict[str, list[dict]]:
     """For each file what tensors.compare says of it."""
-    return run({"do": "compare", "weights": weights, "base": base, **model, "files": [str(path) for path in files]})
+    paths = [str(path) for path in files]
+    return run({"do": "compare", "weights": weights, "base": base, **model, "files": paths}, told)
 
 
-def run(job: dict):
+def run(job: dict, told: Told = silent):
     job = {key: str(value) if isinstance(value, Path) else value for key, value in job.items()}
     job["llama_cpp"] = str(llama.source().resolve())
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("NO_LOCAL_GGUF", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "forge.quantizing.worker"],
-        input=json.dumps(job),
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        said = [line for line in done.stderr.splitlines() if line.strip()]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        code, answer = answered(job, environment, errors, told)
+        errors.seek(0)
+        said = [line for line in errors if line.strip()]
+    if answer is None:
         raise ForgeError(
-            f"the quantizer ended with {done.returncode}{': ' + one_line(said[-1])[:200] if said else ''}",
+            f"the quantizer ended with {code}{': ' + one_line(said[-1])[:200] if said else ''}",
             "close other programs if memory was short, and run the same command again",
             ENVIRONMENT,
-        ) from None
+        )
     if "unsupported" in answer:
         raise Unsupported(answer["unsupported"])
     if "cause" in answer:
         raise ForgeError(answer["cause"], answer["remedy"], answer["code"])
     return answer["done"]
+
+
+def answered(job: dict, environment: dict, errors: IO[str], told: Told) -> tuple[int, dict | None]:
+    """The worker's exit code, and its answer if it gave one."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forge.quantizing.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=environment,
+        text=True,
+        encoding="utf-8",
+    )
+    answer = None
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it ended before it was asked: its exit code tells
+            process.stdin.write(json.dumps(job))
+            process.stdin.close()
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):  # some library's own words
+                found = json.loads(line)
+                if isinstance(found, dict) and "told" in found:
+                    told(*found["told"])
+                elif isinstance(found, dict):
+                    answer = found
+        return process.wait(), answer
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise

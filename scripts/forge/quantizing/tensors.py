@@ -47,22 +47,27 @@ def limit(kind: str) -> float | None:
     return SCALES * math.sqrt(block) * 2 / steps / math.sqrt(12)
 
 
-def compare(merged: Callable, base: Callable, paths: list[str]) -> dict[str, list[dict]]:
+def compare(
+    merged: Callable, base: Callable, paths: list[str], told: Callable[[int, int], None]
+) -> dict[str, list[dict]]:
     """For each file and each of its tensors `name`, `type`, `error` (root mean square, as a share of the weights'),
     `limit`, and the two sums of the projection: `there`, (file - base) * (merged - base), and `change`, (merged - base)
     squared.
 
     `merged`, `base`: functions of a tensor's name that give its pieces (source.pieces), called once for each.
+    `told(done, of)` is called after each.
     """
     files = {path: ggml.tensors_of(Path(path)) for path in paths}
     found: dict[str, list[dict]] = {path: [] for path in paths}
-    for name in dict.fromkeys(name for tensors in files.values() for name in tensors):
+    names = list(dict.fromkeys(name for tensors in files.values() for name in tensors))
+    for done, name in enumerate(names, 1):
         holders = {path: Sums(name, *tensors[name]) for path, tensors in files.items() if name in tensors}
         for ours, before in zip(_rows(merged(name)), _rows(base(name)), strict=True):
             for sums in holders.values():
                 sums.add(ours, before)
         for path, sums in holders.items():
             found[path].append(sums.row())
+        told(done, len(names))
     return found
 
 

@@ -1,4 +1,5 @@
-"""The process that quantizes or compares: run with a job as JSON on its standard input, it answers with JSON.
+"""The process that quantizes or compares: run with a job as JSON on its standard input, it answers with lines of JSON:
+how many tensors are done, at last the result.
 
 A process of its own, because `gguf` and `conversion` must be those of llama.cpp's source archive here and pip's `gguf`
 elsewhere, and because memory that it takes is gone when it ends.
@@ -47,10 +48,14 @@ def work(job: dict) -> object:
     if job["do"] == "quantize":
         made = converter(job, weights)
         wanted = {name: Path(path) for name, path in job["files"].items()}
-        return direct.quantize(made, weights, wanted, job["threads"])
+        return direct.quantize(made, weights, wanted, job["threads"], told)
     sides = (weights, weights_of(job["base"]))
     merged, base = (functools.partial(source.pieces, converter(job, side), side) for side in sides)
-    return tensors.compare(merged, base, job["files"])
+    return tensors.compare(merged, base, job["files"], told)
+
+
+def told(done: int, of: int) -> None:
+    print(json.dumps({"told": [done, of]}), flush=True)
 
 
 def weights_of(given: dict):

@@ -4,11 +4,13 @@ Names and index are those of transformers' save_pretrained. Writing and hashing 
 """
 
 import hashlib
+import itertools
 import json
 import math
 import queue
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from forge import files
@@ -21,15 +23,24 @@ UNITS = {"MB": 10**6, "GB": 10**9}
 WAITING = 2  # pieces, 32 MB each at most, between the one who reads and the one who writes
 
 
-def write(weights: Weights, folder: Path, most: str) -> dict[str, str]:
-    """Write all tensors; `most`: of a shard, as "1GB". The SHA-256 of each weight file by its name."""
+def write(
+    weights: Weights, folder: Path, most: str, told: Callable[[int, int], None] = lambda done, of: None
+) -> dict[str, str]:
+    """Write all tensors; `most`: of a shard, as "1GB". The SHA-256 of each weight file by its name.
+
+    `told(done, of)` is called after each tensor.
+    """
     shards = divided(weights, int(most[:-2]) * UNITS[most[-2:]])
     names = (
         [SINGLE]
         if len(shards) == 1
         else [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
     )
-    hashes = {name: write_shard(weights, folder / name, shard) for name, shard in zip(names, shards, strict=True)}
+    done, of = itertools.count(1), sum(map(len, shards))
+    hashes = {
+        name: write_shard(weights, folder / name, shard, lambda: told(next(done), of))
+        for name, shard in zip(names, shards, strict=True)
+    }
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(size_of(weights, tensor) for shard in shards for tensor in shard)},
@@ -57,8 +68,8 @@ def divided(weights: Weights, most: int) -> list[list[str]]:
     return shards
 
 
-def write_shard(weights: Weights, path: Path, names: list[str]) -> str:
-    """SHA-256 of the written file."""
+def write_shard(weights: Weights, path: Path, names: list[str], told: Callable[[], None]) -> str:
+    """SHA-256 of the written file. `told` is called after each tensor."""
     header, place = {"__metadata__": {"format": "pt"}}, 0
     for name in names:
         end = place + size_of(weights, name)
@@ -73,6 +84,7 @@ def write_shard(weights: Weights, path: Path, names: list[str]) -> str:
             for piece in pieces(weights, name):
                 out.put(piece)
                 del piece  # a view: it would hold this weight in memory while the next one is merged
+            told()
     return out.digest.hexdigest()
 
 
