@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from forge import compare, files, manifest, models, phase
+from forge.environment import resources
 from forge.errors import BAD_INPUT, ENVIRONMENT, INTEGRITY, ForgeError
 from forge.weights import merging, sharding, streaming
 
@@ -131,8 +132,7 @@ def require_memory(size: int) -> None:
     if memory.available + swap.free < needed:
         raise ForgeError(
             f"merging needs {needed / 1e9:.1f} GB of memory, {(memory.available + swap.free) / 1e9:.1f} GB are free",
-            "add swap: sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && "
-            "sudo swapon /swapfile; under WSL2 raise memory= and swap= in .wslconfig",
+            f"add swap: {resources.SWAP}; under WSL2 raise memory= and swap= in .wslconfig",
             ENVIRONMENT,
         )
 

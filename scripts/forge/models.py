@@ -79,8 +79,8 @@ def keep_memory() -> None:
 def return_memory() -> None:
     """Tell glibc to give freed memory back: else small pieces that stay lie between large ones that were freed.
 
-    Weights of the starter that come and go took 1.7 to 6.7 GB from run to run, with 0.3 GB in use; so they take 1.35.
-    In pages of 2 MB (torch's own switch) merging 1.5B took 27 s instead of 31.
+    Weights of the starter that come and go took 1.7 to 6.7 GB from run to run, with 0.3 GB in use; so they take 1.4.
+    In pages of 2 MB (torch's own switch) merging 1.5B took 27 s instead of 31 (one run each).
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     tell_malloc({M_ARENA_MAX: 1, M_MMAP_THRESHOLD: MAPPED})
