@@ -5,7 +5,6 @@ the shapes, so growth is seen, too. It takes 46 GB of disk with 7B. The JSON lin
 """
 
 import functools
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -40,8 +39,7 @@ def compare(names: list[str], repeat: int, kept: Path | None) -> None:
 
 def merged(side: str, folder: Path, base: Path, adapter: Path, name: str) -> list[harness.Figures]:
     out = folder / side
-    shapes.free(out)
-    os.sync()  # what the other side wrote is on the disk before this one begins
+    shapes.fresh(out, base, adapter)
     command = [sys.executable, str(HERE / f"{side}_merge.py"), "merge", str(base), str(adapter), str(out)]
     return harness.measure(command, folder, name)
 

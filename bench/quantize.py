@@ -7,7 +7,6 @@ for the reference, its steps. It takes 56 GB of disk with 7B. The JSON line's fi
 
 import filecmp
 import functools
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -46,8 +45,7 @@ def compare(names: list[str], repeat: int, kept: Path | None) -> None:
 
 
 def made(side: str, folder: Path, base: Path, adapter: Path) -> list[harness.Figures]:
-    shapes.free(folder / side)
-    os.sync()  # what the other side wrote is on the disk before this one begins
+    shapes.fresh(folder / side, base, adapter)
     command = [sys.executable, str(HERE / f"{side}_merge.py"), "gguf", str(base), str(adapter)]
     command += [str(folder / side / "out.gguf"), "bench"]
     if side == "reference":

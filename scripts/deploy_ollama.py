@@ -28,8 +28,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     configuration = config.load(arguments.config)
     if arguments.check:
-        ollama_app.command()
-        ollama_app.require(ollama_app.address())
+        ollama_app.require(ollama_app.server(ollama_app.command()))
     elif arguments.remove:
         remove(configuration)
     else:
@@ -37,9 +36,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def deploy(configuration: config.Config) -> None:
-    program, url = ollama_app.command(), ollama_app.address()
-    print(f"Ollama {ollama_app.require(url)} at {url}", flush=True)
     model = finished.find(configuration)
+    program = ollama_app.command()
+    url = ollama_app.server(program)
+    print(f"Ollama {ollama_app.require(url)} at {url}", flush=True)
     name, *aliases = names_of(configuration)
     trial = f"{name}:{UNCHECKED}"
     files.write_if_changed(Path("Modelfile"), modelfile_of(configuration).read_text(encoding="utf-8"))
@@ -57,7 +57,8 @@ def deploy(configuration: config.Config) -> None:
 
 
 def remove(configuration: config.Config) -> None:
-    program, url = ollama_app.command(), ollama_app.address()
+    program = ollama_app.command()
+    url = ollama_app.server(program)
     ollama_app.require(url)
     there = ollama_app.names(url)
     for name in names_of(configuration):

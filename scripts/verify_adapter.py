@@ -24,14 +24,17 @@ def work(run: phase.Run) -> dict:
     rows = compare.heldout_rows(run.layout.dataset, tokenizer, limits["heldout_rows"])
     placed = models.place(run.layout.base)
     base = models.to_measure(run.layout.base, models.precision(run.layout.base, placed[0]), placed)
-    before = compare.scores(compare.hugging_face(base), rows)
+    before = compare.scores(compare.hugging_face(base), rows, run.progress("held-out rows scored by the base"))
     held = questions.heldout(run.layout.dataset, limits["questions"])
     asked = [row["prompt"] for row in held] or [chat.conversation(system_prompt(run), "Who are you?")]
-    answers_before = compare.answers(base, tokenizer, asked, limits["max_new_tokens"])
+    told = run.progress("questions answered by the base")
+    answers_before = compare.answers(base, tokenizer, asked, limits["max_new_tokens"], told=told)
     model = models.with_adapter(base, run.layout.adapter)
-    found = compare.compare(rows, before, compare.hugging_face(model))
+    told = run.progress("held-out rows scored by the tuned model")
+    found = compare.compare(rows, before, compare.hugging_face(model), told)
     run.say(f"loss on {found.n_rows} held-out rows: base {found.reference_loss:.3f}, tuned {found.other_loss:.3f}")
-    answers = compare.answers(model, tokenizer, asked, limits["max_new_tokens"])
+    told = run.progress("questions answered by the tuned model")
+    answers = compare.answers(model, tokenizer, asked, limits["max_new_tokens"], told=told)
     return {
         "checks": list(checks(found, answers, nonzero, total, limits)),
         "comparison": found.as_dict(),

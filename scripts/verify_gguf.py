@@ -25,7 +25,8 @@ def work(run: phase.Run) -> dict:
     tokenizer = models.tokenizer(run.layout.merged)
     rows = compare.heldout_rows(run.layout.dataset, tokenizer, run.settings["evaluation"]["heldout_rows"])
     weights = merging.result(run.layout, run.facts("merge"))
-    merged = compare.scores(streaming.scorer(weights, streaming.computing_dtype(weights)), rows)
+    told = run.progress("layers of the merged model")
+    merged = compare.scores(streaming.scorer(weights, streaming.computing_dtype(weights), told=told), rows)
     found, fidelity, said, items = [], {}, {}, []
     compared, missing = compare_tensors(run, found)
     for quantization, made in run.facts("gguf")["files"].items():
@@ -74,7 +75,7 @@ def verify(run: phase.Run, path: Path, tokenizer, rows: list[dict], merged: list
     model = llama.load(path, context=64)
     checks = [{**check, "remedy": OTHER_TEXT} for check in vocabulary.checks(model, tokenizer, keys, own(run))]
     model.close()
-    result = compare.compare(rows, merged, compare.gguf(path))
+    result = compare.compare(rows, merged, compare.gguf(path), run.progress(f"rows scored by {path.name}"))
     checks.append(
         {
             "name": "mean KL divergence from the merged model (nats a token)",
@@ -125,7 +126,8 @@ def ask(run: phase.Run, path: Path) -> list[dict]:
     held = questions.heldout(run.layout.dataset, limits["questions"])
     expected = [project["identity"]["expected"]] if project["identity"]["expected"] else None
     asked = [{"prompt": questions.identity(project), "facts": expected}, *held]
-    answers = questions.ask_gguf(path, [row["prompt"] for row in asked], limits["max_new_tokens"])
+    told = run.progress(f"questions answered by {path.name}")
+    answers = questions.ask_gguf(path, [row["prompt"] for row in asked], limits["max_new_tokens"], told)
     items = [
         {
             "question": questions.text_of(row),

@@ -26,8 +26,11 @@ def work(run: phase.Run) -> dict:
     base = merging.Weights(run.layout.base, dtype, facts["rounding"])
     compute = streaming.computing_dtype(base)
     run.say(f"computing in {compute}")
-    merged = compare.scores(streaming.scorer(merging.result(run.layout, facts), compute), rows)
-    adapted, plain = streaming.scorer(base, compute, run.layout.adapter), streaming.scorer(base, compute)
+    told = {name: run.progress(f"layers of {name}") for name in ("the merged model", "base plus adapter", "the base")}
+    result = merging.result(run.layout, facts)
+    merged = compare.scores(streaming.scorer(result, compute, told=told["the merged model"]), rows)
+    adapted = streaming.scorer(base, compute, run.layout.adapter, told["base plus adapter"])
+    plain = streaming.scorer(base, compute, told=told["the base"])
     found = compare.compare(rows, adapted(rows), lambda _: iter(merged))
     moved = compare.compare(rows, plain(rows), lambda _: iter(merged))
     most_kl, least_same = LIMITS[dtype]

@@ -204,6 +204,43 @@ def test_ollama_of_windows_from_wsl(tmp_path, monkeypatch):
         ollama_app.command()
 
 
+ROUTES = """\
+Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT
+eth0\t00E01BAC\t00000000\t0001\t0\t0\t0\t00F0FFFF\t0\t0\t0
+eth0\t00000000\t01E01BAC\t0003\t0\t0\t0\t00000000\t0\t0\t0
+"""
+
+
+def test_windows_is_the_gateway(tmp_path):
+    routes = tmp_path / "route"
+    assert ollama_app.gateway(routes) is None
+    routes.write_text(ROUTES, encoding="ascii")
+    assert ollama_app.gateway(routes) == "172.27.224.1"
+    routes.write_text("\n".join(ROUTES.splitlines()[:2]), encoding="ascii")
+    assert ollama_app.gateway(routes) is None
+
+
+def test_ollama_of_windows_is_looked_for_where_windows_is(monkeypatch):
+    """Loopback first; then the gateway, for ollama.exe alone and only where OLLAMA_HOST names no server."""
+    asked = []
+
+    def answers(url: str, wait: float) -> dict:
+        asked.append(url)
+        if "127.0.0.1" in url:
+            raise ollama_app.requests.Unreachable("refused")
+        return {"version": "0.17.1"}
+
+    monkeypatch.setattr(ollama_app.requests, "ask", answers)
+    monkeypatch.setattr(ollama_app, "gateway", lambda: "172.27.224.1")
+    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+    assert ollama_app.server("/mnt/c/ollama.exe") == "http://172.27.224.1:11434"
+    assert asked == [f"http://{host}:11434/api/version" for host in ("127.0.0.1", "172.27.224.1")]
+    assert ollama_app.server("/usr/bin/ollama") == "http://127.0.0.1:11434"
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1")
+    assert ollama_app.server("/mnt/c/ollama.exe") == "http://127.0.0.1:11434"
+    assert "http://172.27.224.1:11434/api/version" not in asked[2:]
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [

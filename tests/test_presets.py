@@ -249,17 +249,13 @@ def test_a_preset_runs_from_scenarios_to_a_verified_gguf(forge, tmp_path, preset
     assert "forge_dataset.py" in make(forge, "-n", "all", "CONFIG=config/test.yaml")
 
 
-# -- the others: from rows to a merged model ------------------------------------------------------------------------
+# -- the others: from rows to an adapter ------------------------------------------------------------------------
 
 SCRIPTS = (
     "download_model.py",
     "forge_dataset.py",
     "validate_dataset.py",
     "fine_tune.py",
-    "verify_adapter.py",
-    "evaluate_model.py",
-    "merge_adapter.py",
-    "verify_merged.py",
 )
 OWN_DOCUMENTS = """\
 data:
@@ -277,7 +273,7 @@ def base_of(tiny_base, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", [*DOCUMENTS, "qwen2.5-7b-ai-psychosis-12gb"])
-def test_a_preset_trains_and_merges(preset, base_of, tmp_path, warm):
+def test_a_preset_trains(preset, base_of, tmp_path, warm):
     work = tmp_path / "work"
     for name in ("config", "scenarios"):
         shutil.copytree(ROOT / name, work / name)

@@ -79,8 +79,12 @@ def untied(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("at_once", [merging.AT_ONCE, 1 << 14], ids=["whole weights", "rows"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_merge_weight_by_weight_is_pefts_own_to_the_last_bit(kind, base, tmp_path):
+def test_a_merge_weight_by_weight_is_pefts_own_to_the_last_bit(kind, at_once, base, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(merging, "AT_ONCE", at_once)
     adapter = new_adapter(base, tmp_path / "adapter", **KINDS[kind])
     merged = merging.Merged(base, adapter, "bfloat16")
     (tmp_path / "out").mkdir()
@@ -90,6 +94,9 @@ def test_a_merge_weight_by_weight_is_pefts_own_to_the_last_bit(kind, base, tmp_p
     written = Checkpoint(tmp_path / "out")
     assert written.entries.keys() == Checkpoint(base).entries.keys()
     assert differing(written, by_peft(base, adapter, "bfloat16")) == []
+    assert all(torch.equal(written.tensor(name), merged.tensor(name)) for name in merged.layers)
+    parts = len(list(merged.rows(next(iter(merged.layers)))))
+    assert (parts > 1) == (at_once == 1 << 14 and kind != "dora")
     changed = differing(written, models.causal_lm(base, "bfloat16", where="cpu").state_dict())
     assert len(changed) == len(merged.layers) == LAYERS * (2 if kind == "some modules" else 7)
 

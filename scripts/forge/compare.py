@@ -15,6 +15,7 @@ import numpy as np
 
 from forge import chat, files, llama
 from forge.errors import ForgeError
+from forge.progress import Told, counted, untold
 
 ANSWERS_AT_ONCE = 48  # on 2 cores 24 took 1.3 times as long: each step reads all weights
 CACHE_BYTES = 1e9  # keys and values of answers that are written at once: 23 of 256 tokens by an 8B model in 16 bits
@@ -117,9 +118,9 @@ def groups(rows: list[dict], vocabulary: int) -> Iterator[list[dict]]:
         yield group
 
 
-def scores(scorer: Scorer, rows: list[dict]) -> list[np.ndarray]:
+def scores(scorer: Scorer, rows: list[dict], told: Told = untold) -> list[np.ndarray]:
     """All rows scored, 4 bytes x vocabulary a token; `heldout_rows` bounds how many."""
-    return list(scorer(rows))
+    return list(counted(scorer(rows), len(rows), told))
 
 
 def loss(rows: list[dict], scorer: Scorer) -> tuple[float, int]:
@@ -134,10 +135,10 @@ def targets(row: dict) -> np.ndarray:
     return np.asarray(row["input_ids"][1:])[carries_loss(row)]
 
 
-def compare(rows: list[dict], reference: Iterable[np.ndarray], other: Scorer) -> Comparison:
+def compare(rows: list[dict], reference: Iterable[np.ndarray], other: Scorer, told: Told = untold) -> Comparison:
     """Compare a reference's scores with another model's on the same rows. NaN anywhere makes NaN figures."""
     kl, same, losses, difference = [], [], [[], []], 0.0
-    for row, ours, theirs in zip(rows, reference, other(rows), strict=True):
+    for row, ours, theirs in zip(rows, reference, counted(other(rows), len(rows), told), strict=True):
         width = min(ours.shape[1], theirs.shape[1])  # a GGUF may pad the vocabulary
         ours, theirs = ours[:, :width], theirs[:, :width]
         kl.append((np.exp(ours) * (ours - theirs)).sum(axis=-1))
@@ -159,7 +160,9 @@ def compare(rows: list[dict], reference: Iterable[np.ndarray], other: Scorer) ->
     )
 
 
-def answers(model, tokenizer, questions: list[list[dict]], limit: int, sampling: dict | None = None) -> list[dict]:
+def answers(
+    model, tokenizer, questions: list[list[dict]], limit: int, sampling: dict | None = None, told: Told = untold
+) -> list[dict]:
     """Answers of a Hugging Face model: text, whether it ended by itself, its tokens and how many are control tokens.
 
     `questions` are conversations; `limit` tokens at most. Greedy unless `sampling` is given. In batches of like size,
@@ -169,8 +172,11 @@ def answers(model, tokenizer, questions: list[list[dict]], limit: int, sampling:
     longest = max(map(len, prompts), default=0) + limit
     most = at_once(model.config.get_text_config(), model.dtype.itemsize, longest)
     size = -(-len(prompts) // max(1, -(-len(prompts) // most))) or 1
-    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    return [answer for batch in batches for answer in _batch(model, tokenizer, batch, limit, sampling)]
+    found = []
+    for start in range(0, len(prompts), size):
+        found += _batch(model, tokenizer, prompts[start : start + size], limit, sampling)
+        told(len(found), len(prompts))
+    return found
 
 
 def at_once(text, width: int, tokens: int) -> int:

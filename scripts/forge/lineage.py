@@ -8,13 +8,17 @@ from collections.abc import Iterable
 from forge import graph, manifest, sources
 from forge.config import Config
 from forge.errors import GATE_NOT_PASSED, INTEGRITY, ForgeError
+from forge.progress import Told, untold
 
 
-def load(names: Iterable[str], config: Config, wanted_by: str, weights: bool = True) -> dict[str, dict]:
+def load(
+    names: Iterable[str], config: Config, wanted_by: str, weights: bool = True, told: Told = untold
+) -> dict[str, dict]:
     """Records by the phase's name; every byte behind them is checked (without `weights` only the size of those).
 
     Raises ForgeError: 2 for a record that is not there, 3 for a gate that passed for something else, 6 for changed
-    files or records that do not belong together. `wanted_by`: who asks, in words.
+    files or records that do not belong together. `wanted_by`: who asks, in words; `told`: MB
+    of a record's files that are checked.
     """
     found = {}
     for name in names:
@@ -36,7 +40,7 @@ def load(names: Iterable[str], config: Config, wanted_by: str, weights: bool = T
                 f"run make {name} CONFIG={config.path}",
                 GATE_NOT_PASSED,
             )
-        manifest.verify(record, content, weights)
+        manifest.verify(record, content, weights, told)
         found[name] = content
     require_one(found, config)
     return found

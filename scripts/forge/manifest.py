@@ -15,6 +15,7 @@ from forge.config import Config
 from forge.errors import INTEGRITY, ForgeError
 from forge.files import sha256_file, sha256_json, write_json
 from forge.graph import BY_NAME, Layout, Phase
+from forge.progress import Told, untold
 
 # Training curves are worth keeping but no part of what later phases depend on.
 BYSTANDERS = ("metrics.jsonl", "README.md", "verdict.json", "items.jsonl")
@@ -105,12 +106,13 @@ def broken(record: Path, content: dict) -> str | None:
     return None
 
 
-def verify(record: Path, content: dict, weights: bool = True) -> None:
+def verify(record: Path, content: dict, weights: bool = True, told: Told = untold) -> None:
     """Every recorded file has its recorded SHA-256, else ForgeError (6). Reads all bytes.
 
-    With `weights=False` files of weights are checked for their size alone.
+    With `weights=False` files of weights are checked for their size alone. `told`: MB that are read, of how many.
     """
     problem = broken(record, content)
+    read, whole = 0, sum(item["size"] for item in content["subject"])
     if problem is None:
         for item in content["subject"]:
             if not weights and item["name"].endswith((".safetensors", ".gguf")):
@@ -118,6 +120,8 @@ def verify(record: Path, content: dict, weights: bool = True) -> None:
             if sha256_file(record.parent / item["name"]) != item["sha256"]:
                 problem = f"{item['name']} does not have its recorded SHA-256"
                 break
+            read += item["size"]
+            told(read // 10**6, whole // 10**6)
     if problem:
         raise ForgeError(
             f"{record.parent}: {problem}",

@@ -38,6 +38,7 @@ from forge.errors import (
     one_line,
     out_of_memory,
 )
+from forge.progress import Told
 
 PATIENCE = 10  # seconds that a phase is silent at most, where it counts what it does
 OVERRIDE = "OVERRIDE_REASON"  # variable of the environment: why a verdict that is no PASS is overridden
@@ -107,8 +108,8 @@ class Run:
             with self.log_path.open("a", encoding="utf-8") as log:
                 log.write(text + "\n")
 
-    def progress(self, what: str) -> Callable[[int, int], None]:
-        """`told(done, of)`, which says how much of `what` is done when PATIENCE seconds have passed, and again."""
+    def progress(self, what: str) -> Told:
+        """What says how much of `what` is done when PATIENCE seconds have passed, and again."""
         last = time.monotonic()
 
         def told(done: int, of: int) -> None:
@@ -140,7 +141,8 @@ class Run:
 
     def load_inputs(self) -> None:
         """Read the records of what this phase needs and check every byte behind them."""
-        self.inputs = lineage.load(self.phase.needs, self.config, self.phase.name, self.phase.weights)
+        told = self.progress("MB read and checked")
+        self.inputs = lineage.load(self.phase.needs, self.config, self.phase.name, self.phase.weights, told)
 
     def write_record(self, facts: dict, folder: Path, names: list[str] | None = None, **more: object) -> None:
         content = {

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from forge import chat, files, llama
+from forge.progress import Told, untold
 
 # A character that goes on with a word. Thai, Burmese, Khmer, Chinese, Japanese and Korean write words without spaces
 # or with endings, so their letters end no match.
@@ -58,7 +59,7 @@ def score(items: list[dict]) -> dict[str, int]:
     }
 
 
-def ask_gguf(path: Path, conversations: list[list[dict]], limit: int) -> list[dict]:
+def ask_gguf(path: Path, conversations: list[list[dict]], limit: int, told: Told = untold) -> list[dict]:
     """Greedy answers of a GGUF through llama.cpp with the file's own chat template: `answer` and `stopped`.
 
     `limit` in tokens. Raises ForgeError (6) when the file does not load.
@@ -70,6 +71,7 @@ def ask_gguf(path: Path, conversations: list[list[dict]], limit: int) -> list[di
         choice = model.create_chat_completion(turns, max_tokens=limit, temperature=0.0)["choices"][0]
         text = (choice["message"]["content"] or "").strip()
         answers.append({"answer": text, "stopped": choice["finish_reason"] == "stop"})
+        told(len(answers), len(conversations))
     model.close()
     return answers
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from forge import compare, files, graph, models
 from forge.evaluating import scoring
 from forge.evaluating.sets import Pair, Sets
+from forge.progress import Told
 
 FORM = 1  # of what is cached, part of its name: raised when this file computes something else
 CONTROLS = 16  # pairs of the controls: 8,000 tokens for each, some 15 s of two cores for the starter
@@ -65,7 +66,7 @@ def of_model(model, tokenizer, sets: Sets, limit: int, say: Callable[[str], None
     return {"pairs": of_pairs(model, tokenizer, sets.pairs, say), "answers": answers}
 
 
-def _progress(say: Callable[[str], None] | None, what: str) -> Callable[[int, int], None] | None:
+def _progress(say: Callable[[str], None] | None, what: str) -> Told | None:
     """A line a tenth of the work."""
     if say is None:
         return None

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from forge import converter
 from forge.graph import Layout
+from forge.progress import Told, untold
 from forge.quantizing import process
 from forge.quantizing.process import Unsupported
 
 LEAST_KEPT = 0.5  # of what the adapter changed: between all of it (1) and the base's own weights (0)
 
 
-def measured(
-    layout: Layout, facts: dict, paths: list[Path], told: process.Told = process.silent
-) -> dict[Path, list[dict]] | str:
+def measured(layout: Layout, facts: dict, paths: list[Path], told: Told = untold) -> dict[Path, list[dict]] | str:
     """For each file what tensors.compare says of it; a text that says why where it cannot be compared.
 
     `facts`: the merge's.

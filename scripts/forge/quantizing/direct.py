@@ -13,13 +13,14 @@ import queue
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from forge import llama
+from forge.progress import Told
 from forge.quantizing import ggml, source
 from forge.quantizing.source import Unsupported
 from forge.weights.merging import Weights
@@ -31,12 +32,10 @@ AHEAD = 2  # pieces that are read and merged before their turn; each 32 MB at mo
 LINE = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\S+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\S+)\))?")
 
 
-def quantize(
-    made, weights: Weights, wanted: dict[str, Path], threads: int, told: Callable[[int, int], None]
-) -> dict[str, str]:
+def quantize(made, weights: Weights, wanted: dict[str, Path], threads: int, told: Told) -> dict[str, str]:
     """Write a file for each of `wanted` (llama.cpp's names of quantizations); the SHA-256 of each.
 
-    `told(done, of)` is called after each tensor.
+    `told`: after each tensor.
     `made`: of source.converter. Raises Unsupported before anything is written, ForgeError (6) for weights that are
     not finite.
     """

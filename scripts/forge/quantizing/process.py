@@ -6,16 +6,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from forge import llama
 from forge.errors import ENVIRONMENT, ForgeError, one_line
 from forge.graph import Layout
+from forge.progress import Told, untold
 from forge.quantizing.source import Unsupported
 
-Told = Callable[[int, int], None]  # (done, of): after each tensor
 SCRIPTS = Path(__file__).resolve().parents[2]
 
 
@@ -31,11 +30,7 @@ def base_of(layout: Layout, facts: dict) -> dict:
     return {"folder": str(layout.base), "dtype": facts["dtype"], "rounding": facts["rounding"]}
 
 
-def silent(done: int, of: int) -> None:
-    pass
-
-
-def quantize(weights: dict, model: dict, files: dict[str, Path], told: Told = silent) -> dict[str, str]:
+def quantize(weights: dict, model: dict, files: dict[str, Path], told: Told = untold) -> dict[str, str]:
     """Write the quantized `files`, by quantization; the SHA-256 of each.
 
     `weights`: of weights_of; `model`: folder (config and tokenizer), name, outtype and metadata (a file) for
@@ -46,13 +41,13 @@ def quantize(weights: dict, model: dict, files: dict[str, Path], told: Told = si
     return run({"do": "quantize", "weights": weights, **model, "files": named, "threads": threads}, told)
 
 
-def compare(weights: dict, base: dict, model: dict, files: list[Path], told: Told = silent) -> dict[str, list[dict]]:
+def compare(weights: dict, base: dict, model: dict, files: list[Path], told: Told = untold) -> dict[str, list[dict]]:
     """For each file what tensors.compare says of it."""
     paths = [str(path) for path in files]
     return run({"do": "compare", "weights": weights, "base": base, **model, "files": paths}, told)
 
 
-def run(job: dict, told: Told = silent):
+def run(job: dict, told: Told = untold):
     job = {key: str(value) if isinstance(value, Path) else value for key, value in job.items()}
     job["llama_cpp"] = str(llama.source().resolve())
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "CUDA_VISIBLE_DEVICES": ""}

@@ -85,18 +85,22 @@ def pieces(made, weights: Weights, name: str) -> Iterator[Piece]:
         if weights.unchanged(origin):
             yield from _as_stored(weights, origin, width, kind)
             return
-        data = _bytes_of(weights.tensor(origin)).reshape(-1, width)
+        for rows in weights.rows(origin):
+            yield from _cut(_bytes_of(rows).reshape(-1, width), kind)
     else:
         eager = type(info.tensor).to_eager(info.tensor)
-        data = np.ascontiguousarray(eager).view(np.uint8).reshape(-1, info.shape[-1] * ITEM[kind])
-    info.tensor = None  # a lazy tensor keeps what it was made of
-    step = max(1, AT_ONCE // data.shape[1])
-    for start in range(0, len(data), step):
-        yield Piece(data[start : start + step], kind)
+        info.tensor = None  # a lazy tensor keeps what it was made of
+        yield from _cut(np.ascontiguousarray(eager).view(np.uint8).reshape(-1, info.shape[-1] * ITEM[kind]), kind)
 
 
 SAME = {"bfloat16": ggml.BF16, "float16": ggml.F16, "float32": ggml.F32}
 ITEM = {ggml.BF16: 2, ggml.F16: 2, ggml.F32: 4}
+
+
+def _cut(data: np.ndarray, kind: int) -> Iterator[Piece]:
+    step = max(1, AT_ONCE // data.shape[1])
+    for start in range(0, len(data), step):
+        yield Piece(data[start : start + step], kind)
 
 
 def _as_stored(weights: Weights, key: str, width: int, kind: int) -> Iterator[Piece]:

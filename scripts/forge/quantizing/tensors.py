@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from forge.progress import Told
 from forge.quantizing import ggml, source
 from forge.quantizing.source import Piece
 
@@ -47,15 +48,13 @@ def limit(kind: str) -> float | None:
     return SCALES * math.sqrt(block) * 2 / steps / math.sqrt(12)
 
 
-def compare(
-    merged: Callable, base: Callable, paths: list[str], told: Callable[[int, int], None]
-) -> dict[str, list[dict]]:
+def compare(merged: Callable, base: Callable, paths: list[str], told: Told) -> dict[str, list[dict]]:
     """For each file and each of its tensors `name`, `type`, `error` (root mean square, as a share of the weights'),
     `limit`, and the two sums of the projection: `there`, (file - base) * (merged - base), and `change`, (merged - base)
     squared.
 
     `merged`, `base`: functions of a tensor's name that give its pieces (source.pieces), called once for each.
-    `told(done, of)` is called after each.
+    `told`: after each.
     """
     files = {path: ggml.tensors_of(Path(path)) for path in paths}
     found: dict[str, list[dict]] = {path: [] for path in paths}

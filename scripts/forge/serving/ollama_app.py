@@ -1,11 +1,14 @@
 """Ollama on this machine: its command, its server, and what it makes of a conversation."""
 
+import contextlib
+import ipaddress
 import os
 import re
 import shutil
 import subprocess
 import sys
 import urllib.parse
+from pathlib import Path
 
 from forge import llama, vocabulary
 from forge.conversations import CONVERSATIONS
@@ -40,6 +43,27 @@ def address() -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # what a server listens on is no address to ask
     port = port or ({"http": 80, "https": 443}.get(scheme, 11434) if separator else 11434)
     return f"{scheme or 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def server(program: str) -> str:
+    """`address`; of Windows' Ollama, used from WSL and not named by OLLAMA_HOST, Windows' own address where nothing
+    answers on loopback: mirrored networks share it, others have Windows as their gateway."""
+    url = address()
+    windows = gateway() if program.endswith(".exe") and not os.environ.get("OLLAMA_HOST") else None
+    for place in [url, *([f"http://{windows}:11434"] if windows else [])]:
+        with contextlib.suppress(requests.Unreachable, requests.Refused, ForgeError):
+            requests.ask(f"{place}/api/version", wait=5)
+            return place
+    return url
+
+
+def gateway(routes: Path = Path("/proc/net/route")) -> str | None:
+    """The IPv4 address that packets for elsewhere go to, by the kernel's table; None without one."""
+    with contextlib.suppress(OSError, ValueError):
+        for _, destination, address, *_ in map(str.split, routes.read_text(encoding="ascii").splitlines()[1:]):
+            if int(destination, 16) == 0 != int(address, 16):
+                return str(ipaddress.IPv4Address(int(address, 16).to_bytes(4, "little")))
+    return None
 
 
 def require(url: str) -> str:

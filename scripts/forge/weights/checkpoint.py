@@ -55,6 +55,8 @@ class Checkpoint:
             if got == 0:
                 raise _damaged(self.folder / entry.file, "it ends too early")
             done += got
+        end = entry.offset + start + done
+        os.posix_fadvise(self._handle(entry.file), end, AT_ONCE, os.POSIX_FADV_WILLNEED)  # while this is worked on
         return buffer
 
     def pieces(self, name: str):

@@ -11,9 +11,11 @@ import queue
 import struct
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from forge import files
+from forge.progress import Told, untold
 from forge.weights.checkpoint import AT_ONCE, INDEX, SINGLE
 from forge.weights.merging import Weights
 
@@ -23,12 +25,10 @@ UNITS = {"MB": 10**6, "GB": 10**9}
 WAITING = 2  # pieces, 32 MB each at most, between the one who reads and the one who writes
 
 
-def write(
-    weights: Weights, folder: Path, most: str, told: Callable[[int, int], None] = lambda done, of: None
-) -> dict[str, str]:
+def write(weights: Weights, folder: Path, most: str, told: Told = untold) -> dict[str, str]:
     """Write all tensors; `most`: of a shard, as "1GB". The SHA-256 of each weight file by its name.
 
-    `told(done, of)` is called after each tensor.
+    `told`: after each tensor.
     """
     shards = divided(weights, int(most[:-2]) * UNITS[most[-2:]])
     names = (
@@ -96,13 +96,14 @@ def pieces(weights: Weights, name: str):
         for piece in weights.checkpoint.pieces(name):
             yield piece.numpy()
         return
-    flat = weights.tensor(name).contiguous().view(torch.uint8).reshape(-1).numpy()
-    for start in range(0, len(flat), AT_ONCE):
-        yield flat[start : start + AT_ONCE]
+    for rows in weights.rows(name):
+        flat = rows.contiguous().view(torch.uint8).reshape(-1).numpy()
+        for start in range(0, len(flat), AT_ONCE):
+            yield flat[start : start + AT_ONCE]
 
 
 class Writer:
-    """Writes and hashes in a thread of its own what `put` hands over. An error there is raised by `put` or the end."""
+    """Writes and hashes in threads of their own what `put` hands over. An error there is raised by `put` or the end."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -130,13 +131,14 @@ class Writer:
 
     def _write(self) -> None:
         try:
-            with self.path.open("wb", buffering=0) as handle:
+            with self.path.open("wb", buffering=0) as handle, ThreadPoolExecutor(1) as hasher:
                 while (data := self.waiting.get()) is not None:
                     view = memoryview(data).cast("B")
-                    self.digest.update(view)
+                    hashed = hasher.submit(self.digest.update, view)
                     while view:
                         view = view[handle.write(view) :]
-                    del view, data
+                    hashed.result()
+                    del view, data, hashed
         except BaseException as error:
             self.error = error
             while self.waiting.get() is not None:  # so that nobody waits for a place

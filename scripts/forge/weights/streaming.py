@@ -5,6 +5,7 @@ layer together, padded on the right, so every weight is read once for about TOKE
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from forge import models
 from forge.compare import Scorer, carries_loss, hugging_face
+from forge.progress import Told, untold
 from forge.weights import hollow, merging
 from forge.weights.merging import Weights
 
@@ -25,11 +27,11 @@ def computing_dtype(weights: Weights) -> str:
     return "float32" if 4 * largest <= LARGEST_IN_FLOAT32 else weights.dtype
 
 
-def scorer(weights: Weights, dtype: str, adapter: Path | None = None) -> Scorer:
+def scorer(weights: Weights, dtype: str, adapter: Path | None = None, told: Told = untold) -> Scorer:
     """Scorer (see forge.compare) of the weights' model, computing in `dtype` on the CPU.
 
-    `adapter`: a folder whose adapter is put on it, not merged; None for none. A model whose files name their weights
-    otherwise than transformers does is held in memory as a whole.
+    `adapter`: a folder whose adapter is put on it, not merged; None for none. `told`: how many layers are computed. A
+    model whose files name their weights otherwise than transformers does is held in memory as a whole.
     """
     try:
         model = streamed(weights, dtype, adapter)
@@ -39,11 +41,28 @@ def scorer(weights: Weights, dtype: str, adapter: Path | None = None) -> Scorer:
         whole = models.causal_lm(weights.checkpoint.folder, dtype, where="cpu")
         return hugging_face(models.with_adapter(whole, adapter) if adapter else whole)
 
+    layers = layers_of(model)
+
     def score(rows: list[dict]) -> Iterator[np.ndarray]:
-        for group in grouped(rows):
-            yield from scored(model, group)
+        groups, steps = list(grouped(rows)), itertools.count(1)
+        handles = [
+            layer.register_forward_hook(lambda *_: told(next(steps), len(groups) * len(layers))) for layer in layers
+        ]
+        try:
+            for group in groups:
+                yield from scored(model, group)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     return score
+
+
+def layers_of(model) -> list:
+    """The model's longest list of modules: its layers."""
+    import torch
+
+    return max((list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)), key=len)
 
 
 def grouped(rows: list[dict]) -> Iterator[list[dict]]:
