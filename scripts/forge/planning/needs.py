@@ -21,7 +21,10 @@ QUANTIZING = 14  # bytes a weight of the largest layer, while bitsandbytes packs
 CUDA = 2.5e9  # bytes of RAM beside a card: CUDA's libraries and the driver's own; from what others report
 CARD = 1.05  # times the tensors on a card: PyTorch's allocator rounds up and keeps blocks
 GROWN = 2.5  # times the keys and values of an answer: they are copied for each token
-PIECES = 0.3e9  # bytes of weights that are read, quantized and wait to be written: 32 MB each
+PIECES = 60e6  # bytes of weights that are read, merged and wait to be written
+MERGED = 6  # bytes a weight of the adapter, with what peft holds beside it
+WHOLE = 18  # bytes a weight of a layer that is merged as a whole, its change in 32 bits twice
+PERMUTED = 4  # bytes a weight of the largest layer: weights whose rows llama.cpp reorders (Llama's) come as a whole
 SCORES = 0.5e9  # bytes at most of what compare.heldout_rows scores
 
 # Bytes of state a trained weight, by transformers' names of optimizers; 8 for those that are not listed.
@@ -121,16 +124,28 @@ def scores(tokens: int, vocabulary: int) -> float:
     return min(SCORES, 4.0 * tokens * vocabulary)
 
 
-def merge(weights: Weights, adapter: int, tokenizer: int, dtype: str, base: str, tokens: int, vocabulary: int) -> Need:
-    """One weight at a time: the largest that an adapter changes, its change in 32 bits twice, the one before it that is
-    being written, and malloc's holes. `base`: merge.base.
+def merge(
+    weights: Weights, adapter: int, tokenizer: int, dtype: str, lora: dict, base: str, tokens: int, vocabulary: int
+) -> Need:
+    """Some rows of a weight at a time. `lora`: the config's section, `base`: merge.base.
 
     An adapter that peft alone can merge takes the whole model; scripts/merge_adapter.py then asks for that.
     """
-    parts = {"libraries": LIBRARIES, "pieces": PIECES, "largest layer": weights.layer * 18, "adapter": adapter * 12}
+    parts = merging(weights, adapter, lora, base)
     if base == "measure":
         parts |= streamed(weights, tokenizer, dtype, tokens, vocabulary)
     return sum_up(parts)
+
+
+def merging(weights: Weights, adapter: int, lora: dict, base: str) -> dict[str, float]:
+    """Parts of what merges: DoRA wants the norm of whole weights, bitsandbytes rounds whole ones."""
+    whole = lora["use_dora"] or base != "base"
+    return {
+        "libraries": LIBRARIES,
+        "pieces": PIECES,
+        "adapter": adapter * MERGED,
+        "largest layer": weights.layer * WHOLE if whole else 0,
+    }
 
 
 def verify_merged(weights: Weights, adapter: int, tokenizer: int, dtype: str, tokens: int, vocabulary: int) -> Need:
@@ -149,10 +164,10 @@ def streamed(weights: Weights, tokenizer: int, dtype: str, tokens: int, vocabula
     }
 
 
-def gguf(weights: Weights, adapter: int, tokenizer: int) -> Need:
-    """Straight from the weights: pieces of them, the largest merged layer, and the vocabulary."""
-    parts = {"libraries": LIBRARIES, "pieces": PIECES, "largest layer": weights.layer * 18, "adapter": adapter * 12}
-    return sum_up(parts | {"vocabulary": 2 * TOKENIZER * tokenizer})
+def gguf(weights: Weights, adapter: int, tokenizer: int, lora: dict, base: str) -> Need:
+    """Straight from the weights: pieces of them, and the vocabulary."""
+    parts = merging(weights, adapter, lora, base)
+    return sum_up(parts | {"permuted": weights.layer * PERMUTED, "vocabulary": 2 * TOKENIZER * tokenizer})
 
 
 def verify_gguf(weights: Weights, tokenizer: int, dtype: str, file: int, tokens: int, vocabulary: int) -> Need:

@@ -66,7 +66,8 @@ class Planner:
     def need(self, name: str) -> needs.Need:
         found, tokenizer = self.estimator, self.base.tokenizer
         weights, dtype, vocabulary = found.weights, self.values.model.dtype, found.text.vocab_size
-        adapter, tokens = found.adapter(self.settings["lora"]), self.held_out_tokens()
+        lora, base = self.settings["lora"], self.values.merge.base
+        adapter, tokens = found.adapter(lora), self.held_out_tokens()
         if name == "train":
             return self.needed
         if name == "verify-adapter":
@@ -77,12 +78,11 @@ class Planner:
             compute = self.measured_in()
             return needs.evaluate(weights, adapter, tokenizer, compute, self.cache(compute, compare.ANSWERS_AT_ONCE))
         if name == "merge":
-            base = self.values.merge.base
-            return needs.merge(weights, adapter, tokenizer, dtype, base, tokens, vocabulary)
+            return needs.merge(weights, adapter, tokenizer, dtype, lora, base, tokens, vocabulary)
         if name == "verify-merged":
             return needs.verify_merged(weights, adapter, tokenizer, dtype, tokens, vocabulary)
         if name == "gguf":
-            return needs.gguf(weights, adapter, tokenizer)
+            return needs.gguf(weights, adapter, tokenizer, lora, base)
         if name == "verify-gguf":
             return needs.verify_gguf(weights, tokenizer, dtype, self.gguf_size(), tokens, vocabulary)
         return needs.small(tokenizer)

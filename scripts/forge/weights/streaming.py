@@ -45,9 +45,11 @@ def scorer(weights: Weights, dtype: str, adapter: Path | None = None, told: Told
 
     def score(rows: list[dict]) -> Iterator[np.ndarray]:
         groups, steps = list(grouped(rows)), itertools.count(1)
-        handles = [
-            layer.register_forward_hook(lambda *_: told(next(steps), len(groups) * len(layers))) for layer in layers
-        ]
+
+        def computed(*_) -> None:  # torch takes anything else for the layer's output
+            told(next(steps), len(groups) * len(layers))
+
+        handles = [layer.register_forward_hook(computed) for layer in layers]
         try:
             for group in groups:
                 yield from scored(model, group)
