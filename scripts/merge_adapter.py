@@ -83,7 +83,7 @@ def choose(run: phase.Run, dtype: str) -> tuple[str, dict | None]:
         except merging.Unmergeable as reason:
             run.say(f"merge.base: not measured, base is taken: {reason}")
             return "base", None
-        losses[name], losses["tokens"] = compare.loss(rows, streaming.scorer(weights, dtype))
+        losses[name], losses["tokens"] = compare.loss(rows, streaming.scorer(weights))
     chosen = min(BASES, key=losses.get)
     run.say(
         f"loss on {losses['tokens']} held-out tokens: merged into the base {losses['base']:.4f}, into the dequantized "

@@ -26,7 +26,7 @@ def work(run: phase.Run) -> dict:
     rows = compare.heldout_rows(run.layout.dataset, tokenizer, run.settings["evaluation"]["heldout_rows"])
     weights = merging.result(run.layout, run.facts("merge"))
     told = run.progress("layers of the merged model")
-    merged = compare.scores(streaming.scorer(weights, streaming.computing_dtype(weights), told=told), rows)
+    merged = compare.scores(streaming.scorer(weights, told=told), rows)
     found, fidelity, said, items = [], {}, {}, []
     compared, missing = compare_tensors(run, found)
     for quantization, made in run.facts("gguf")["files"].items():

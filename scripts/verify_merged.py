@@ -2,8 +2,8 @@
 
 Reads evaluation.heldout_rows of the config, the base, the adapter, the merged model and the held-out rows.
 All compute in 32-bit floats, so that what differs is the rounding of the merged weights to their storage type and
-nothing else; in that type where one tensor would take over 1 GB. Weights come from the disk layer by layer, so memory
-does not grow with the model. Writes verdict.json and, on PASS, gate.ok.
+nothing else. Weights come from the disk layer by layer, so memory does not grow with the model. Writes verdict.json
+and, on PASS, gate.ok.
 """
 
 import os
@@ -24,13 +24,11 @@ def work(run: phase.Run) -> dict:
     facts = run.facts("merge")
     dtype = facts["dtype"]
     base = merging.Weights(run.layout.base, dtype, facts["rounding"])
-    compute = streaming.computing_dtype(base)
-    run.say(f"computing in {compute}")
     told = {name: run.progress(f"layers of {name}") for name in ("the merged model", "base plus adapter", "the base")}
     result = merging.result(run.layout, facts)
-    merged = compare.scores(streaming.scorer(result, compute, told=told["the merged model"]), rows)
-    adapted = streaming.scorer(base, compute, run.layout.adapter, told["base plus adapter"])
-    plain = streaming.scorer(base, compute, told=told["the base"])
+    merged = compare.scores(streaming.scorer(result, told=told["the merged model"]), rows)
+    adapted = streaming.scorer(base, run.layout.adapter, told["base plus adapter"])
+    plain = streaming.scorer(base, told=told["the base"])
     found = compare.compare(rows, adapted(rows), lambda _: iter(merged))
     moved = compare.compare(rows, plain(rows), lambda _: iter(merged))
     most_kl, least_same = LIMITS[dtype]
@@ -60,7 +58,6 @@ def work(run: phase.Run) -> dict:
             },
         ],
         "comparison": found.as_dict(),
-        "compute_dtype": compute,
         "remedy": "run make redo PHASE=merge; if it stays, report it with the verdict.json",
     }
 

@@ -10,7 +10,7 @@ from forge.evaluating import measuring, scoring
 from forge.planning.batch import Batch
 from forge.training.choices import ROUND, Choices
 from forge.weights.hollow import Weights
-from forge.weights.streaming import LARGEST_IN_FLOAT32, TOKENS_AT_ONCE
+from forge.weights.streaming import TOKENS_AT_ONCE
 
 LIBRARIES = 540e6  # bytes of an interpreter with torch, transformers, trl, peft and bitsandbytes
 LIGHT = 380e6  # the same without trl and peft
@@ -155,11 +155,10 @@ def verify_merged(weights: Weights, adapter: int, tokenizer: int, dtype: str, to
 
 def streamed(weights: Weights, tokenizer: int, dtype: str, tokens: int, vocabulary: int) -> dict[str, float]:
     """Parts of a model that runs from the disk (forge.weights.streaming)."""
-    compute = BYTES["float32" if 4 * weights.largest <= LARGEST_IN_FLOAT32 else dtype]
     return {
         "libraries": LIGHT + TOKENIZER * tokenizer,
-        "largest weight": weights.largest * (BYTES[dtype] + (compute if compute != BYTES[dtype] else 0)),
-        "layer": min(tokens, TOKENS_AT_ONCE) * weights.widest * 3 * compute,
+        "largest weight": max(weights.head * BYTES[dtype], weights.layer * (BYTES[dtype] + 4)),
+        "layer": min(tokens, TOKENS_AT_ONCE) * weights.widest * 3 * 4,
         "scores": 2 * scores(tokens, vocabulary),
     }
 
