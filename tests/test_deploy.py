@@ -207,6 +207,7 @@ def test_ollama_of_windows_from_wsl(tmp_path, monkeypatch):
 ROUTES = """\
 Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT
 eth0\t00E01BAC\t00000000\t0001\t0\t0\t0\t00F0FFFF\t0\t0\t0
+tun0\t00000000\t0101010A\t0003\t0\t0\t50\t00000000\t0\t0\t0
 eth0\t00000000\t01E01BAC\t0003\t0\t0\t0\t00000000\t0\t0\t0
 """
 

@@ -90,6 +90,20 @@ def test_every_tensor_is_within_its_bound_and_holds_what_was_trained(made):
     assert not trained["passed"] and abs(trained["value"]) < 0.05
 
 
+def test_rows_that_come_in_other_pieces_are_compared_with_their_own():
+    rows = np.arange(70).reshape(35, 2)
+
+    def cut(*places: int):
+        return iter(np.split(rows, places))
+
+    found = list(tensors.together(cut(4, 8, 12, 30), cut(17, 18)))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in found)
+    assert np.array_equal(np.concatenate([ours for ours, _ in found]), rows)
+    for left, right in ((cut(4), iter([rows[:-1]])), (iter([rows[:-1]]), cut(4))):
+        with pytest.raises(ValueError, match="same number of rows"):
+            list(tensors.together(left, right))
+
+
 @pytest.mark.slow
 def test_a_tensor_of_another_layer_is_beyond_its_bound(made, tmp_path):
     import gguf

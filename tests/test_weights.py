@@ -1,6 +1,8 @@
 """Merging weight by weight against peft's merge_and_unload, and running a model whose weights come from the disk."""
 
+import errno
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -232,6 +234,18 @@ def test_damaged_shards_are_named(harm, said, untied, tmp_path):
     assert caught.value.code == INTEGRITY
 
 
+def test_a_file_that_does_not_close_is_an_error_and_not_a_hang(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def close(self):
+            if not self.closed:
+                super().close()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Full())
+    with pytest.raises(OSError, match="No space left"), sharding.Writer(tmp_path / "file") as out:
+        out.put(b"some")
+
+
 def test_a_full_disk_is_an_error_and_not_a_hang(tmp_path):
     with pytest.raises(OSError, match="No space left"), sharding.Writer(Path("/dev/full")) as out:
         for _ in range(20):
@@ -266,6 +280,30 @@ def test_a_streamed_model_says_what_a_loaded_one_says(kind, tied, base, untied, 
         found = compare.scores(streaming.scorer(weights, adapter), rows)
         assert [item.shape for item in found] == [item.shape for item in wanted]
         assert max(np.abs(ours - theirs).max() for ours, theirs in zip(found, wanted, strict=True)) < 1e-4
+
+
+def says_the_same(folder: Path, adapter: Path | None, rows: list[dict]) -> None:
+    loaded = models.causal_lm(folder, "float32", where="cpu")
+    wanted = compare.scores(compare.hugging_face(models.with_adapter(loaded, adapter) if adapter else loaded), rows)
+    found = compare.scores(streaming.scorer(merging.Weights(folder, "bfloat16"), adapter), rows)
+    assert max(np.abs(ours - theirs).max() for ours, theirs in zip(found, wanted, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_of_the_head_is_heard(dora, untied, rows, tmp_path):
+    settings = {"r": 4, "target_modules": ["q_proj", "lm_head"], "use_dora": dora}
+    says_the_same(untied, new_adapter(untied, tmp_path / "adapter", **settings), rows)
+
+
+def test_embeddings_that_are_scaled(rows, tmp_path):
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(3)
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    settings = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    Gemma2ForCausalLM(settings).to(torch.bfloat16).save_pretrained(tmp_path)
+    says_the_same(tmp_path, None, rows)
 
 
 def test_rows_go_through_in_groups_of_a_bounded_size(rows, monkeypatch):

@@ -112,11 +112,10 @@ def verify(record: Path, content: dict, weights: bool = True, told: Told = untol
     With `weights=False` files of weights are checked for their size alone. `told`: MB that are read, of how many.
     """
     problem = broken(record, content)
-    read, whole = 0, sum(item["size"] for item in content["subject"])
+    checked = [item for item in content["subject"] if weights or not item["name"].endswith((".safetensors", ".gguf"))]
+    read, whole = 0, sum(item["size"] for item in checked)
     if problem is None:
-        for item in content["subject"]:
-            if not weights and item["name"].endswith((".safetensors", ".gguf")):
-                continue
+        for item in checked:
             if sha256_file(record.parent / item["name"]) != item["sha256"]:
                 problem = f"{item['name']} does not have its recorded SHA-256"
                 break

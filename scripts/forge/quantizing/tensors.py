@@ -61,7 +61,7 @@ def compare(merged: Callable, base: Callable, paths: list[str], told: Told) -> d
     names = list(dict.fromkeys(name for tensors in files.values() for name in tensors))
     for done, name in enumerate(names, 1):
         holders = {path: Sums(name, *tensors[name]) for path, tensors in files.items() if name in tensors}
-        for ours, before in zip(_rows(merged(name)), _rows(base(name)), strict=True):
+        for ours, before in together(_rows(merged(name)), _rows(base(name))):
             for sums in holders.values():
                 sums.add(ours, before)
         for path, sums in holders.items():
@@ -97,6 +97,18 @@ class Sums:
         error = math.sqrt(self.error / self.size) if self.size else math.sqrt(self.error)
         sums = {"there": self.there, "change": self.change}
         return {"name": self.name, "type": kind, "error": error, "limit": limit(kind), **sums}
+
+
+def together(left: Iterator[np.ndarray], right: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same rows of both, which come in pieces of different lengths. Raises ValueError when one has more."""
+    ours, theirs = next(left, None), next(right, None)
+    while ours is not None and theirs is not None:
+        count = min(len(ours), len(theirs))
+        yield ours[:count], theirs[:count]
+        ours = ours[count:] if count < len(ours) else next(left, None)
+        theirs = theirs[count:] if count < len(theirs) else next(right, None)
+    if ours is not theirs:
+        raise ValueError("the merged weight and the base's do not have the same number of rows")
 
 
 def _rows(pieces: Iterator[Piece]) -> Iterator[np.ndarray]:

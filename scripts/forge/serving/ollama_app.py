@@ -59,10 +59,11 @@ def server(program: str) -> str:
 
 def gateway(routes: Path = Path("/proc/net/route")) -> str | None:
     """The IPv4 address that packets for elsewhere go to, by the kernel's table; None without one."""
-    with contextlib.suppress(OSError, ValueError):
-        for _, destination, address, *_ in map(str.split, routes.read_text(encoding="ascii").splitlines()[1:]):
-            if int(destination, 16) == 0 != int(address, 16):
-                return str(ipaddress.IPv4Address(int(address, 16).to_bytes(4, "little")))
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        rows = [line.split() for line in routes.read_text(encoding="ascii").splitlines()[1:]]
+        found = [(int(row[6]), int(row[2], 16)) for row in rows if int(row[1], 16) == 0 != int(row[2], 16)]
+        if found:
+            return str(ipaddress.IPv4Address(min(found)[1].to_bytes(4, "little")))  # of the lowest metric
     return None
 
 

@@ -6,6 +6,7 @@ meta device peft takes the adapter there, too, and its merge changes nothing, wi
 gets its true weight, merges, and hands the result over.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,8 +55,8 @@ class Weights:
         if name in self.packed or len(shape) != 2:
             yield self.tensor(name)
             return
-        for start in range(0, shape[0], height(shape)):
-            yield self.some(name, start, min(start + height(shape), shape[0]))
+        for rows in blocks(shape):
+            yield self.some(name, rows.start, rows.stop)
 
     def some(self, name: str, start: int, end: int):
         """Rows of a matrix that is not packed."""
@@ -116,9 +117,7 @@ class Merged(Weights):
             return weight
         if not by_rows(layer):
             return finite(merged(layer, weight), name)
-        step = height(weight.shape)
-        for start in range(0, len(weight), step):
-            rows = slice(start, start + step)
+        for rows in blocks(weight.shape):
             weight[rows] = finite(merged(layer, weight[rows], rows), name)
         return weight
 
@@ -135,9 +134,13 @@ class Merged(Weights):
                 start += len(part)
 
 
-def height(shape: tuple[int, ...]) -> int:
-    """How many rows of a matrix are AT_ONCE numbers, one at least."""
-    return max(1, AT_ONCE // shape[1])
+def blocks(shape: tuple[int, ...]) -> list[slice]:
+    """A matrix' rows in parts of like size, each of AT_ONCE numbers at most where a row is no longer than that.
+
+    Of like size, because a product with one row alone is summed up in another way than one with many.
+    """
+    count = min(shape[0], math.ceil(shape[0] * shape[1] / AT_ONCE))
+    return [slice(shape[0] * part // count, shape[0] * (part + 1) // count) for part in range(count)]
 
 
 def by_rows(layer) -> bool:

@@ -130,6 +130,7 @@ class Writer:
             raise self.error
 
     def _write(self) -> None:
+        data = b""
         try:
             with self.path.open("wb", buffering=0) as handle, ThreadPoolExecutor(1) as hasher:
                 while (data := self.waiting.get()) is not None:
@@ -138,8 +139,9 @@ class Writer:
                     while view:
                         view = view[handle.write(view) :]
                     hashed.result()
-                    del view, data, hashed
+                    del view, hashed
+                    data = b""  # not held while the next one is waited for
         except BaseException as error:
             self.error = error
-            while self.waiting.get() is not None:  # so that nobody waits for a place
-                pass
+            while data is not None:  # so that nobody waits for a place
+                data = self.waiting.get()

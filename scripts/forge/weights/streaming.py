@@ -29,7 +29,8 @@ def scorer(weights: Weights, adapter: Path | None = None, told: Told = untold) -
     """Scorer (see forge.compare) of the weights' model on the CPU.
 
     `adapter`: a folder whose adapter is put on it, not merged; None for none. `told`: how many layers are computed. A
-    model whose files name their weights otherwise than transformers does is held in memory as a whole.
+    model whose files name their weights otherwise than transformers does, or whose adapter brings more than LoRA, is
+    held in memory as a whole.
     """
     try:
         model = streamed(weights, adapter)
@@ -112,32 +113,41 @@ def streamed(weights: Weights, adapter: Path | None = None):
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
+    if adapter is not None:
+        merging.refuse_more_than_lora(adapter)
     config = hollow.config_of(weights.checkpoint.folder)
     with no_init_weights(), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.tie_weights()
     sources = fetched_by(model, weights)
     look_up_as_stored(model, weights.dtype)
-    multiply_in_pieces(model, sources, weights)
     merging.shrink(model)
     if adapter is not None:
         model = models.with_adapter(model, adapter)
+    multiply_in_pieces(model, sources, weights)
     attach(model, sources)
     return model.eval()
 
 
 def look_up_as_stored(model, dtype: str) -> None:
-    """The embeddings' rows are widened when they are looked up. A module that does more than that stays as it is."""
+    """The embeddings' rows are widened when they are looked up, and scaled then (Gemma's). Others stay as they are."""
     import torch
 
     table = model.get_input_embeddings()
-    if type(table) is torch.nn.Embedding:
-        table.weight = torch.nn.Parameter(table.weight.to(getattr(torch, dtype)), requires_grad=False)
-        table.register_forward_hook(lambda module, arguments, found: found.float())
+    scale = getattr(table, "embed_scale", None)
+    if type(table) is not torch.nn.Embedding and scale is None:
+        return
+    table.weight = torch.nn.Parameter(table.weight.to(getattr(torch, dtype)), requires_grad=False)
+
+    def forward(ids):
+        found = torch.nn.functional.embedding(ids, table.weight, table.padding_idx).float()
+        return found if scale is None else found * scale
+
+    table.forward = forward
 
 
 def multiply_in_pieces(model, sources: dict[int, dict[str, Callable]], weights: Weights) -> None:
-    """The head fetches its own rows, some at a time, and no hook fetches them as a whole."""
+    """A head without an adapter fetches its own rows, some at a time, and no hook fetches them as a whole."""
     import torch
 
     head = model.get_output_embeddings()
