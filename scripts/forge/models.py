@@ -51,9 +51,6 @@ def prepare(repeats: bool = False) -> None:
     Progress bars and advice of libraries are off, the phases print their own. `repeats`: tensors of the same sizes
     come again and again, as in training; else each weight comes once.
     """
-    # Large tensors in pages of 2 MB, by torch's own switch: merging 1.5B took 27 s instead of 31, an epoch of the
-    # starter 143 s instead of 149, in 4.2 GB instead of 5.1 (one run each).
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     (keep_memory if repeats else return_memory)()
     share_processors()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about their own next versions
@@ -83,7 +80,9 @@ def return_memory() -> None:
     """Tell glibc to give freed memory back: else small pieces that stay lie between large ones that were freed.
 
     Weights of the starter that come and go took 1.7 to 6.7 GB from run to run, with 0.3 GB in use; so they take 1.4.
+    In pages of 2 MB (torch's own switch) merging 1.5B took 27 s instead of 31 (one run each).
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     tell_malloc({M_ARENA_MAX: 1, M_MMAP_THRESHOLD: MAPPED, M_TRIM_THRESHOLD: 8 * MAPPED})
 
 
