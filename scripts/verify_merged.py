@@ -2,8 +2,8 @@
 
 Reads evaluation.heldout_rows of the config, the base, the adapter, the merged model and the held-out rows.
 All compute in 32-bit floats, so that what differs is the rounding of the merged weights to their storage type and
-nothing else. Weights come from the disk layer by layer, so memory does not grow with the model. Writes verdict.json
-and, on PASS, gate.ok.
+nothing else. Weights come from the disk layer by layer, so memory does not grow with the model; one of over 2 GB that
+has to be held as a whole computes in its own type. Writes verdict.json and, on PASS, gate.ok.
 """
 
 import os

@@ -18,7 +18,6 @@ from harness import Figures
 from train import Trained
 
 ROOT = Path(__file__).resolve().parents[1]
-FEW = {"pairs": 2, "answers": 1}
 KEYS = ["name", "ours", "reference", "ratio", "peak_mb", "rows"]
 
 
@@ -349,7 +348,14 @@ def test_all_phases(checkout, write_config):
     write_config(
         checkout,
         training={"eval_steps": 100, "save_steps": 100},
-        evaluation={"heldout_rows": 2, "questions": 1, "max_new_tokens": 8, "minimum_stop_rate": 0} | FEW,
+        evaluation={
+            "heldout_rows": 2,
+            "questions": 1,
+            "max_new_tokens": 8,
+            "minimum_stop_rate": 0,
+            "pairs": 2,
+            "answers": 1,
+        },
     )
     before = sorted(checkout.iterdir())
     lines, line = result(bench("all.py", "--config", "config/test.yaml", "--epochs", "1", cwd=checkout))

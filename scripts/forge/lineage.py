@@ -17,8 +17,8 @@ def load(
     """Records by the phase's name; every byte behind them is checked (without `weights` only the size of those).
 
     Raises ForgeError: 2 for a record that is not there, 3 for a gate that passed for something else, 6 for changed
-    files or records that do not belong together. `wanted_by`: who asks, in words; `told`: MB
-    of a record's files that are checked.
+    files or records that do not belong together. `wanted_by`: who asks, in words; `told`: MB of
+    a record's files that are checked.
     """
     found = {}
     for name in names:

@@ -56,16 +56,16 @@ class Weights:
             yield self.tensor(name)
             return
         for rows in blocks(shape):
-            yield self.some(name, rows.start, rows.stop)
+            yield self.some(name, rows)
 
-    def some(self, name: str, start: int, end: int):
+    def some(self, name: str, rows: slice):
         """Rows of a matrix that is not packed."""
         import torch
 
         entry = self.checkpoint.entries[name]
         width = entry.size // entry.shape[0]
-        raw = self.checkpoint.read(name, start * width, (end - start) * width)
-        read = raw.view(getattr(torch, DTYPES[entry.dtype])).reshape(end - start, *entry.shape[1:])
+        raw = self.checkpoint.read(name, rows.start * width, (rows.stop - rows.start) * width)
+        read = raw.view(getattr(torch, DTYPES[entry.dtype])).reshape(-1, *entry.shape[1:])
         return read.to(getattr(torch, self.dtype))
 
     def unchanged(self, name: str) -> bool:
@@ -128,10 +128,8 @@ class Merged(Weights):
         elif name in self.packed or not by_rows(layer):
             yield self.tensor(name)
         else:
-            start = 0
-            for part in super().rows(name):
-                yield finite(merged(layer, part, slice(start, start + len(part))), name)
-                start += len(part)
+            for rows in blocks(self.checkpoint.entries[name].shape):
+                yield finite(merged(layer, self.some(name, rows), rows), name)
 
 
 def blocks(shape: tuple[int, ...]) -> list[slice]:

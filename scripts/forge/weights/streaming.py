@@ -3,9 +3,10 @@
 accelerate's hooks put a module's weights in place when it is called and take them away after. All rows go through a
 layer together, padded on the right, so every weight is read once for about TOKENS_AT_ONCE tokens.
 
-It computes in 32-bit floats, so that only what is stored differs, and because most processors have no instructions for
-16 bits: of a 7B, 2,000 tokens took more than 10 minutes so on 2 cores. The vocabulary's matrices, 1.1 GB each there in
-16 bits, are the only ones that would be too large: one is looked up as it is stored, the other multiplied in pieces.
+It computes in 32-bit floats, so that only what is stored differs, and because many processors have no instructions for
+16 bits: on one of them, with 2 cores, 2,000 tokens of a 7B took more than 10 minutes so. The vocabulary's matrices, 1.1
+GB each there in 16 bits, are the only ones that would be too large: one is looked up as it is stored, the other
+multiplied in pieces.
 """
 
 import functools
@@ -21,7 +22,7 @@ from forge.progress import Told, untold
 from forge.weights import hollow, merging
 from forge.weights.merging import Weights
 
-TOKENS_AT_ONCE = 4096  # of padded rows; a layer of 7B takes 0.5 GB for them
+TOKENS_AT_ONCE = 4096  # of padded rows; a layer of 7B takes 0.9 GB for them
 WHOLE_IN_FLOAT32 = 2 * 10**9  # bytes of weights in 16 bits: a larger model that is held as a whole stays in its type
 
 
