@@ -72,7 +72,7 @@ def compare_tensors(run: phase.Run, found: list[dict]) -> tuple[dict, list[str]]
 def verify(run: phase.Run, path: Path, tokenizer, rows: list[dict], merged: list) -> tuple[list, dict, list]:
     limits = run.settings["gguf"]["fidelity"]
     keys = len(llama.header(path))
-    model = llama.load(path, context=64)
+    model = llama.load(path, context=64, vocab_only=True)
     checks = [{**check, "remedy": OTHER_TEXT} for check in vocabulary.checks(model, tokenizer, keys, own(run))]
     model.close()
     result = compare.compare(rows, merged, compare.gguf(path), run.progress(f"rows scored by {path.name}"))

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from forge import chat, files, llama
+from forge import chat, decoding, files
 from forge.errors import ForgeError
 from forge.progress import Told, counted, untold
 
@@ -92,10 +92,10 @@ def gguf(path: Path) -> Scorer:
     """
 
     def score(rows: list[dict]) -> Iterator[np.ndarray]:
-        with llama.mapped(path) as model:
-            for group in groups(rows, llama.vocabulary_size(model)):
-                found = llama.logits(model, [row["input_ids"] for row in group], [carries_loss(row) for row in group])
-                for row in found:
+        with decoding.mapped(path) as model:
+            for group in groups(rows, decoding.vocabulary_size(model)):
+                ids, places = [row["input_ids"] for row in group], [carries_loss(row) for row in group]
+                for row in decoding.logits(model, ids, places):
                     row -= row.max(axis=-1, keepdims=True)
                     row -= np.log(np.exp(row).sum(axis=-1, keepdims=True))
                     yield row

@@ -4,7 +4,6 @@ The set-up builds llama-cpp-python from its source distribution and unpacks the 
 converter (forge/converter.py) and library are of one commit.
 """
 
-import contextlib
 import ctypes
 import functools
 import json
@@ -12,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from forge import models
@@ -123,77 +122,6 @@ def load(path: Path, context: int, vocab_only: bool = False):
         raise ForgeError(
             f"llama.cpp cannot load {path}: {error}", f"delete {path} and run make gguf again", INTEGRITY
         ) from None
-
-
-@contextlib.contextmanager
-def mapped(path: Path) -> Iterator:
-    """llama.cpp's own model of a file on the CPU, its weights mapped and not packed anew: no second copy in memory.
-
-    Raises ForgeError (6) when it does not load.
-    """
-    llama_cpp = library()
-    parameters = llama_cpp.llama_model_default_params()
-    parameters.n_gpu_layers, parameters.use_extra_bufts = 0, False
-    model = llama_cpp.llama_model_load_from_file(str(path).encode("utf-8"), parameters)
-    if not model:
-        raise ForgeError(f"llama.cpp cannot load {path}", f"delete {path} and run make gguf again", INTEGRITY)
-    try:
-        yield model
-    finally:
-        llama_cpp.llama_model_free(model)
-
-
-def vocabulary_size(model) -> int:
-    llama_cpp = library()
-    return llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-
-
-def logits(model, rows: list[list[int]], places: list) -> list:
-    """For each row of token ids its logits at `places` (int [n]): float32 [n, vocabulary], by one decoding of all.
-
-    `model`: of `mapped`. Every row is a sequence of its own: none sees another. Raises ForgeError (7) when there is
-    not the memory for it.
-    """
-    import numpy as np
-
-    llama_cpp = library()
-    tokens = sum(map(len, rows))
-    parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = tokens, tokens, min(tokens, 512)
-    parameters.n_seq_max, parameters.kv_unified = len(rows), True
-    parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
-    context = llama_cpp.llama_init_from_model(model, parameters)
-    if not context:
-        raise ForgeError(f"llama.cpp has no memory for {tokens} tokens", "close other programs", ENVIRONMENT)
-    batch = llama_cpp.llama_batch_init(tokens, 0, 1)
-    try:
-        wanted = _fill(batch, rows, places)
-        if llama_cpp.llama_decode(context, batch) != 0:
-            raise ForgeError(f"llama.cpp cannot run {tokens} tokens at once", "close other programs", ENVIRONMENT)
-        size = (vocabulary_size(model),)
-        return [
-            np.array([np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, place), size) for place in row])
-            for row in wanted
-        ]
-    finally:
-        llama_cpp.llama_batch_free(batch)
-        llama_cpp.llama_free(context)
-
-
-def _fill(batch, rows: list[list[int]], places: list) -> list[list[int]]:
-    """Put the rows into a batch one after the other; for each row where in it its `places` are."""
-    batch.n_tokens = sum(map(len, rows))
-    begin, wanted = 0, []
-    for sequence, (row, chosen) in enumerate(zip(rows, places, strict=True)):
-        kept = set(map(int, chosen))
-        for position, token in enumerate(row):
-            place = begin + position
-            batch.token[place], batch.pos[place] = token, position
-            batch.n_seq_id[place], batch.seq_id[place][0] = 1, sequence
-            batch.logits[place] = position in kept
-        wanted.append([begin + position for position in sorted(kept)])
-        begin += len(row)
-    return wanted
 
 
 def ends(model, token: int) -> bool:

@@ -7,7 +7,7 @@ whole words, letter case and spaces aside. That tells what a model knows, not ho
 import re
 from pathlib import Path
 
-from forge import chat, files, llama
+from forge import chat, decoding, files, llama
 from forge.progress import Told, untold
 
 # A character that goes on with a word. Thai, Burmese, Khmer, Chinese, Japanese and Korean write words without spaces
@@ -64,16 +64,15 @@ def ask_gguf(path: Path, conversations: list[list[dict]], limit: int, told: Told
 
     `limit` in tokens. Raises ForgeError (6) when the file does not load.
     """
-    longest = max((len(str(turns).encode("utf-8")) for turns in conversations), default=0)
-    model = llama.load(path, context=longest + limit + 64)  # a token holds at least one byte
-    answers = []
-    for turns in conversations:
-        choice = model.create_chat_completion(turns, max_tokens=limit, temperature=0.0)["choices"][0]
-        text = (choice["message"]["content"] or "").strip()
-        answers.append({"answer": text, "stopped": choice["finish_reason"] == "stop"})
-        told(len(answers), len(conversations))
-    model.close()
-    return answers
+    vocabulary = llama.load(path, context=64, vocab_only=True)
+    write = llama.prompt_writer(vocabulary)
+    written = [write(turns).encode("utf-8") for turns in conversations]
+    prompts = [vocabulary.tokenize(text, add_bos=False, special=True) for text in written]
+    with decoding.mapped(path) as model:
+        found = decoding.answers(model, prompts, limit, told)
+    texts = [vocabulary.detokenize(answer.tokens).decode("utf-8", errors="ignore").strip() for answer in found]
+    vocabulary.close()
+    return [{"answer": text, "stopped": answer.stopped} for text, answer in zip(texts, found, strict=True)]
 
 
 def identity(project: dict) -> list[dict]:
