@@ -71,8 +71,10 @@ def keep_memory() -> None:
     """Tell glibc to keep freed memory: else every large tensor is mapped, zeroed and unmapped anew.
 
     On two cores a training step of the starter took 2.2 s instead of 3.1, for 10% more memory. One arena: with
-    several, what one thread freed is lost to the others.
+    several, what one thread freed is lost to the others. In pages of 2 MB (torch's own switch) 12 steps took 43 s
+    instead of 46, and 3.6 GB instead of 4.4.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     tell_malloc({M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
 
 

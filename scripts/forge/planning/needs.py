@@ -16,7 +16,7 @@ LIBRARIES = 540e6  # bytes of an interpreter with torch, transformers, trl, peft
 LIGHT = 380e6  # the same without trl and peft
 TOKENIZER = 12  # bytes of memory a byte of tokenizer.json
 KERNELS = 0.45e6  # bytes of each matrix product that oneDNN has made a kernel for
-ALLOCATOR = 1.33  # times the tensors of a step: what malloc loses between them
+ALLOCATOR, LOST = 1.7, 0.4e9  # times the tensors of a step, and bytes at most: what malloc loses between them
 QUANTIZING = 14  # bytes a weight of the largest layer, while bitsandbytes packs it on a CPU
 CUDA = 2.5e9  # bytes of RAM beside a card: CUDA's libraries and the driver's own; from what others report
 CARD = 1.05  # times the tensors on a card: PyTorch's allocator rounds up and keeps blocks
@@ -84,7 +84,7 @@ def train(
         "libraries": LIBRARIES + TOKENIZER * tokenizer,
         "weights": base,
         "adapter and optimizer": trained,
-        "activations and logits": step * ALLOCATOR,
+        "activations and logits": min(step * ALLOCATOR, step + LOST),
         "kernels": kernels * KERNELS,
     }
     # The 16-bit file of a base that was packed stays mapped, because some of its weights are used where they lie.

@@ -64,7 +64,6 @@ class Replay:
     def __init__(self, model, choices: Choices, place: contextlib.AbstractContextManager):
         self.model, self.choices, self.place = model, choices, place
         self.head = model.get_base_model().get_output_embeddings()
-        self.resident: torch.Tensor | None = None
         if choices.gradient_checkpointing:
             # The state of the random numbers is 5 KB a layer, and reading it is no operation on tensors.
             model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -96,7 +95,6 @@ class Replay:
                 for parameter in trained:
                     parameter.grad = torch.zeros_like(parameter)
             self.loss(batch).backward()
-        self.resident = None
         for parameter in trained:
             parameter.grad = None
         return ledger.most
@@ -112,9 +110,7 @@ class Replay:
         places = torch.zeros(count, dtype=torch.long)
         with autocast(self.choices):
             logits = self.model(**inputs(batch), use_cache=False, logits_to_keep=places).logits
-        logits = logits.float().float()
-        # Over a grid of models (bench/plan.py) what was resident exceeded this ledger by one more tensor of this size.
-        self.resident = torch.empty_like(logits)
+        logits = logits.float()
         labels = torch.zeros(logits.shape[:2], dtype=torch.long)
         return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / 2
 
