@@ -6,7 +6,7 @@ second copy in memory (4 GB of a 7B in Q4_K_M). Sequences that go through the we
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -76,8 +76,8 @@ def answers(model, prompts: list[list[int]], limit: int, told: Told = untold) ->
     """
     found: list[Answer] = []
     for group in grouped(prompts, limit, cache_bytes(model)):
-        found += answered(model, group, limit)
-        told(len(found), len(prompts))
+        before = len(found)
+        found += answered(model, group, limit, lambda done, before=before: told(before + done, len(prompts)))
     return found
 
 
@@ -96,7 +96,8 @@ def grouped(prompts: list[list[int]], limit: int, each: float) -> Iterator[list[
         yield prompts[start : start + size]
 
 
-def answered(model, prompts: list[list[int]], limit: int) -> list[Answer]:
+def answered(model, prompts: list[list[int]], limit: int, told: Callable[[int], None]) -> list[Answer]:
+    """`told`: how many have ended, after every token."""
     llama_cpp = llama.library()
     vocabulary, size = llama_cpp.llama_model_get_vocab(model), vocabulary_size(model)
     found = [Answer([]) for _ in prompts]
@@ -113,6 +114,7 @@ def answered(model, prompts: list[list[int]], limit: int) -> list[Answer]:
                 answer.tokens.append(token)
                 if len(answer.tokens) < limit:
                     pieces.append(Piece(piece.sequence, piece.begin + len(piece.tokens), [token], [0]))
+            told(len(prompts) - len(pieces))
     return found
 
 
