@@ -36,7 +36,7 @@ def project_sets(**changes) -> sets.Sets:
 # -- scoring -------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_scores_as_its_rows_do_alone(tiny):
+def test_a_batch_scores_as_its_rows_do_alone(tiny, monkeypatch):
     import torch
 
     model, tokenizer = tiny
@@ -47,7 +47,11 @@ def test_a_batch_scores_as_its_rows_do_alone(tiny):
         for answer in ("Maja.", "Honey is made from nectar, which bees carry home and dry with their wings.")
     ]
     together = scoring.log_probabilities(model, rows)
-    assert len(scoring.batches(rows, 151_936)) == 1
+    bundles = scoring.bundled(rows, scoring.window(model))
+    assert [bundle.rows for bundle in bundles] == [[0, 1], [2, 3], [4, 5]], "each question once"
+    assert len(scoring.batches(bundles, 151_936)) == 1
+    monkeypatch.setattr(scoring, "window", lambda model: 0)
+    assert scoring.log_probabilities(model, rows) == pytest.approx(together, abs=2e-3)
     for row, value in zip(rows, together, strict=True):
         ids = torch.tensor([row["input_ids"]])
         with torch.inference_mode():
@@ -68,12 +72,14 @@ def test_batches_hold_every_row_once_and_are_bounded():
     rows = [
         {"input_ids": [0] * length, "start": length // 2} for length in random.Random(0).choices(range(4, 900), k=99)
     ]
-    made = scoring.batches(rows, 50_000)
-    assert sorted(index for batch in made for index in batch) == list(range(99))
+    bundles = scoring.bundled(rows, 800)
+    assert {len(bundle.rows) for bundle in bundles} > {1, 2}, "questions of one length are the same here"
+    assert all(len(bundle.rows) == 1 for bundle in bundles if len(bundle.question) > 400), "longer than the window"
+    made = scoring.batches(bundles, 50_000)
+    assert sorted(index for batch in made for bundle in batch for index in bundle.rows) == list(range(99))
     for batch in made:
-        width = max(len(rows[index]["input_ids"]) for index in batch)
-        assert len(batch) == 1 or len(batch) * width <= scoring.TOKENS_AT_ONCE
-    assert len(scoring.batches(rows, 10**9)) == 99, "a huge vocabulary takes a row at a time"
+        assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= scoring.TOKENS_AT_ONCE
+    assert len(scoring.batches(bundles, 10**9)) == len(bundles), "a huge vocabulary takes one at a time"
     assert scoring.batches([], 10) == []
 
 

@@ -16,7 +16,7 @@ from forge.evaluating import scoring
 from forge.evaluating.sets import Pair, Sets
 from forge.progress import Told
 
-FORM = 1  # of what is cached, part of its name: raised when this file computes something else
+FORM = 2  # of what is cached, part of its name: raised when this file computes something else
 CONTROLS = 16  # pairs of the controls: 8,000 tokens for each, some 15 s of two cores for the starter
 LARGEST_RANDOM = 4_000_000_000  # bytes of weights: a model of random weights is made in memory up to here
 ANSWERS = ("preferred", "failure", "refusal")
