@@ -62,6 +62,44 @@ def test_a_batch_scores_as_its_rows_do_alone(tiny, monkeypatch):
         assert value == pytest.approx(alone, abs=2e-3)
 
 
+SHAPE = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0}
+SHAPE |= {"bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("llama", {}),
+        ("mistral", {"sliding_window": 24}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 16}),
+        ("gemma", {"head_dim": 16}),
+        ("gemma2", {"head_dim": 16, "sliding_window": 24}),
+        ("gemma3_text", {"head_dim": 16, "sliding_window": 24}),
+        ("phi3", {"sliding_window": 24}),
+    ],
+)
+def test_answers_to_one_question_do_not_see_each_other_in_any_family(kind, more, monkeypatch):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE, **more), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)  # else all words are as likely, whatever is seen
+    draw = random.Random(0)
+    questions = [draw.choices(range(1, 300), k=length) for length in (9, 14)]
+    answers = [draw.choices(range(1, 300), k=length) for length in (3, 8, 5, 20)]
+    rows = [{"input_ids": question + answer, "start": len(question)} for question in questions for answer in answers]
+    together = scoring.log_probabilities(model, rows)
+    alone = 4 if "sliding_window" in more else 2
+    assert len(scoring.bundled(rows, scoring.window(model))) == alone, "a row longer than the window stands alone"
+    monkeypatch.setattr(scoring, "window", lambda model: 0)
+    assert together == pytest.approx(scoring.log_probabilities(model, rows), rel=1e-4)
+
+
 def test_the_end_token_is_part_of_an_answer_and_the_question_is_not(tiny):
     _, tokenizer = tiny
     row = scoring.encode(tokenizer, [{"role": "user", "content": "Who?"}], "Maja")

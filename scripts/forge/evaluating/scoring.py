@@ -86,7 +86,10 @@ def log_probabilities(model, rows: list[dict], say=None) -> list[float]:
 
     found, scored = [float("nan")] * len(rows), 0
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    for batch in batches(bundled(rows, window(model)), vocabulary):
+    bundles = bundled(rows, window(model))
+    single = [bundle for bundle in bundles if len(bundle.answers) == 1]  # by the model's own mask, windows and all
+    several = [bundle for bundle in bundles if len(bundle.answers) > 1]
+    for batch in batches(single, vocabulary) + batches(several, vocabulary):
         first = min(len(bundle.question) for bundle in batch) - 1
         with torch.inference_mode():
             logits = _logits(model, batch, first)
@@ -135,7 +138,7 @@ def _logits(model, batch: list[Bundle], first: int):
     for line, bundle in enumerate(batch):
         ids[line, : len(bundle)] = torch.tensor(bundle.ids)
     given = {"input_ids": ids}
-    if any(len(bundle.answers) > 1 for bundle in batch):
+    if len(batch[0].answers) > 1:
         given |= side_by_side(batch, width, model.dtype)
     if _takes(model, "logits_to_keep"):
         given["logits_to_keep"] = width - first
