@@ -47,7 +47,7 @@ def test_a_batch_scores_as_its_rows_do_alone(tiny, monkeypatch):
         for answer in ("Maja.", "Honey is made from nectar, which bees carry home and dry with their wings.")
     ]
     together = scoring.log_probabilities(model, rows)
-    bundles = scoring.bundled(rows, scoring.window(model))
+    bundles = scoring.bundled(rows, scoring.window(model), 151_936)
     assert [bundle.rows for bundle in bundles] == [[0, 1], [2, 3], [4, 5]], "each question once"
     assert len(scoring.batches(bundles, 151_936)) == 1
     monkeypatch.setattr(scoring, "window", lambda model: 0)
@@ -95,7 +95,7 @@ def test_answers_to_one_question_do_not_see_each_other_in_any_family(kind, more,
     rows = [{"input_ids": question + answer, "start": len(question)} for question in questions for answer in answers]
     together = scoring.log_probabilities(model, rows)
     alone = 4 if "sliding_window" in more else 2
-    assert len(scoring.bundled(rows, scoring.window(model))) == alone, "a row longer than the window stands alone"
+    assert len(scoring.bundled(rows, scoring.window(model), 300)) == alone, "a row longer than the window stands alone"
     monkeypatch.setattr(scoring, "window", lambda model: 0)
     assert together == pytest.approx(scoring.log_probabilities(model, rows), rel=1e-4)
 
@@ -110,9 +110,10 @@ def test_batches_hold_every_row_once_and_are_bounded():
     rows = [
         {"input_ids": [0] * length, "start": length // 2} for length in random.Random(0).choices(range(4, 900), k=99)
     ]
-    bundles = scoring.bundled(rows, 800)
+    bundles = scoring.bundled(rows, 800, 50_000)
     assert {len(bundle.rows) for bundle in bundles} > {1, 2}, "questions of one length are the same here"
     assert all(len(bundle.rows) == 1 for bundle in bundles if len(bundle.question) > 400), "longer than the window"
+    assert all(len(bundle.rows) == 1 for bundle in scoring.bundled(rows, 800, 10**9)), "nor do logits grow"
     made = scoring.batches(bundles, 50_000)
     assert sorted(index for batch in made for bundle in batch for index in bundle.rows) == list(range(99))
     for batch in made:

@@ -44,15 +44,17 @@ def encode(tokenizer, prompt: list[dict], answer: str) -> dict:
     return {"input_ids": row["input_ids"][: counted[-1] + 1], "start": int(counted[0])}
 
 
-def bundled(rows: list[dict], window: int) -> list[Bundle]:
-    """Rows of the same question together, up to TOKENS_AT_ONCE; those that are longer than `window` tokens, alone."""
+def bundled(rows: list[dict], window: int, vocabulary: int) -> list[Bundle]:
+    """Rows of the same question together, within TOKENS_AT_ONCE and LOGIT_BYTES; those longer than `window`, alone."""
     found: list[Bundle] = []
     known: dict[tuple[int, ...], Bundle] = {}
     for index, row in enumerate(rows):
         question, answer = row["input_ids"][: row["start"]], row["input_ids"][row["start"] :]
         bundle = known.get(tuple(question))
         long = len(row["input_ids"]) > window
-        if bundle is None or long or len(bundle) + len(answer) > TOKENS_AT_ONCE:
+        size = len(bundle or question) + len(answer)
+        too_many = size > TOKENS_AT_ONCE or 4 * (size - len(question) + 1) * vocabulary > LOGIT_BYTES
+        if bundle is None or long or too_many:
             bundle = Bundle(question, [], [])
             found.append(bundle)
             if not long:
@@ -86,7 +88,7 @@ def log_probabilities(model, rows: list[dict], say=None) -> list[float]:
 
     found, scored = [float("nan")] * len(rows), 0
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    bundles = bundled(rows, window(model))
+    bundles = bundled(rows, window(model), vocabulary)
     single = [bundle for bundle in bundles if len(bundle.answers) == 1]  # by the model's own mask, windows and all
     several = [bundle for bundle in bundles if len(bundle.answers) > 1]
     for batch in batches(single, vocabulary) + batches(several, vocabulary):
