@@ -20,7 +20,8 @@ from pathlib import Path
 import dotenv
 import harness
 import yaml
-from forge import config, graph, llama, phase
+from forge import command, config, graph
+from forge.llamacpp import llama
 from harness import Figures
 
 PHASES = [row.name for row in graph.PHASES]
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--config", default="config/training_config.yaml", help="the config file")
     parser.add_argument("--epochs", type=harness.positive, help="training.num_train_epochs for both sides")
     arguments = parser.parse_args()
-    phase.guard(lambda: compare(arguments), arguments.debug)
+    command.guard(lambda: compare(arguments), arguments.debug)
 
 
 def compare(arguments) -> None:

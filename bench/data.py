@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import harness
-from forge import files, phase
+from forge import command, files
 from forge.errors import ForgeError
 
 SIZES = (1_000, 10_000, 100_000)
@@ -26,10 +26,10 @@ FILE = 10_000  # bytes of a file: 100,000 of them are 1 GB
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--sizes", type=harness.positive, nargs="+", default=SIZES, help="files (default %(default)s)")
     arguments = parser.parse_args()
-    phase.guard(lambda: run(arguments), arguments.debug)
+    command.guard(lambda: run(arguments), arguments.debug)
 
 
 def run(arguments: argparse.Namespace) -> None:

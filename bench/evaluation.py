@@ -16,7 +16,7 @@ from pathlib import Path
 
 import harness
 import numpy as np
-from forge import phase
+from forge import command
 from forge.evaluating import intervals, signals
 
 MARGIN, TOLERANCE, PAIRS, ANSWERS = 0.05, 0.1, 208, 48  # the starter's
@@ -25,11 +25,11 @@ GUARDS = ((0.05, 48), (0.1, 48), (0.02, 48), (0.3, 144), (0.05, 144), (0.01, 144
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--draws", type=int, default=1000, help="default: %(default)s")
     parser.add_argument("--items", type=Path, help="items.jsonl of an evaluation: its margins are the population")
     arguments = parser.parse_args()
-    phase.guard(lambda: simulate(arguments), arguments.debug)
+    command.guard(lambda: simulate(arguments), arguments.debug)
 
 
 def simulate(arguments: argparse.Namespace) -> None:

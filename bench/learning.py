@@ -19,17 +19,18 @@ import tempfile
 from pathlib import Path
 
 import harness
-from forge import config, converter, files, graph, llama, manifest, phase, questions
+from forge import command, config, files, graph, manifest, questions
 from forge.errors import ForgeError
+from forge.llamacpp import converter, llama
 
 SEEDS = (42, 1, 2, 3, 4)
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: %(default)s")
     arguments = parser.parse_args()
-    phase.guard(lambda: compare(Path(arguments.config), arguments.seeds), arguments.debug)
+    command.guard(lambda: compare(Path(arguments.config), arguments.seeds), arguments.debug)
 
 
 def compare(path: Path, seeds: list[int]) -> None:

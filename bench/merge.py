@@ -11,7 +11,7 @@ from pathlib import Path
 
 import harness
 import shapes
-from forge import phase
+from forge import command
 from forge.errors import ForgeError
 
 HERE = Path(__file__).resolve().parent
@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     arguments = shapes.arguments(__doc__)
-    phase.guard(lambda: compare(arguments.shapes, arguments.repeat, arguments.models), arguments.debug)
+    command.guard(lambda: compare(arguments.shapes, arguments.repeat, arguments.models), arguments.debug)
 
 
 def compare(names: list[str], repeat: int, kept: Path | None) -> None:

@@ -2,8 +2,8 @@
 
 Each point of the grid is a model of random weights on a real vocabulary, with some settings. It is trained for two
 steps by scripts/forge/training in a process of its own; the reference is that process's largest resident memory
-(ru_maxrss), nothing taken off. Ours is the prediction, made before by scripts/forge/estimate.py, which sees the base's
-config.json and the settings alone.
+(ru_maxrss), nothing taken off. Ours is the prediction, made before by scripts/forge/planning/estimate.py, which sees
+the base's config.json and the settings alone.
 
 The JSON line's ours and reference are MB of the point that is predicted worst; mean_error and worst_error are shares
 of the real peak.
@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import harness
-from forge import llama, phase
+from forge import command
 from forge.errors import ForgeError
+from forge.llamacpp import llama
 
 VOCABULARIES = {"narrow": "starcoder", "middle": "llama-bpe", "wide": "qwen2"}
 SHAPES = {  # hidden width, layers, heads, heads of key and value, width of the MLP
@@ -146,7 +147,7 @@ def grid() -> list[Point]:
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--points", type=harness.positive, help="only so many, spread over the grid")
     parser.add_argument("--wait-for", type=Path, help="begin no point while this file is there")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -155,7 +156,7 @@ def main() -> None:
         kind, text, folder = arguments.child
         {"base": child_base, "train": child_train}[kind](Point(**json.loads(text)), Path(folder))
         return
-    phase.guard(lambda: run(arguments), arguments.debug)
+    command.guard(lambda: run(arguments), arguments.debug)
 
 
 def child_base(point: Point, folder: Path) -> None:
@@ -209,7 +210,8 @@ def child(kind: str, point: Point, folder: Path) -> dict:
 
 def predicted(point: Point, folder: Path) -> float:
     """MB that are resident at the peak."""
-    from forge import estimate, models
+    from forge import models
+    from forge.planning import estimate
     from forge.planning.batch import Batch
 
     models.prepare()

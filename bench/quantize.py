@@ -13,8 +13,9 @@ from pathlib import Path
 
 import harness
 import shapes
-from forge import llama, phase
+from forge import command
 from forge.errors import ForgeError
+from forge.llamacpp import llama
 
 HERE = Path(__file__).resolve().parent
 STEPS = ("merge", "convert", "quantize")
@@ -22,7 +23,7 @@ STEPS = ("merge", "convert", "quantize")
 
 def main() -> None:
     arguments = shapes.arguments(__doc__)
-    phase.guard(lambda: compare(arguments.shapes, arguments.repeat, arguments.models), arguments.debug)
+    command.guard(lambda: compare(arguments.shapes, arguments.repeat, arguments.models), arguments.debug)
 
 
 def compare(names: list[str], repeat: int, kept: Path | None) -> None:

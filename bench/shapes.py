@@ -12,7 +12,8 @@ import struct
 from pathlib import Path
 
 import harness
-from forge import llama, models
+from forge import models
+from forge.llamacpp import llama
 from forge.weights import merging
 
 # hidden size, inner size, layers, heads, heads of keys and values, vocabulary, tied output

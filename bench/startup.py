@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import harness
-from forge import config, graph, manifest, phase
+from forge import command, config, graph, manifest
 from forge.errors import ForgeError
 
 REFERENCE = [sys.executable, str(harness.ROOT / "bench/reference_startup.py")]
@@ -28,7 +28,7 @@ STARTER, MISSPELLED = Path("config/training_config.yaml"), Path("config/misspell
 
 def main() -> None:
     arguments = harness.parser(__doc__, repeat=5).parse_args()
-    phase.guard(lambda: compare(arguments.repeat), arguments.debug)
+    command.guard(lambda: compare(arguments.repeat), arguments.debug)
 
 
 def compare(repeat: int) -> None:

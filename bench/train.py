@@ -32,7 +32,7 @@ from pathlib import Path
 
 import harness
 import yaml
-from forge import config, files, phase
+from forge import command, config, files
 from forge.errors import ENVIRONMENT, ForgeError
 
 ROWS_A_STEP = 8  # trl's own batch
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=harness.positive, default=8, help="optimizer steps of 8 rows (default 8)")
     parser.add_argument("--sides", nargs="+", choices=list(REFERENCES), default=list(REFERENCES), help="references")
     arguments = parser.parse_args()
-    phase.guard(lambda: compare(arguments), arguments.debug)
+    command.guard(lambda: compare(arguments), arguments.debug)
 
 
 def compare(arguments) -> None:

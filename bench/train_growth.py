@@ -18,7 +18,7 @@ from pathlib import Path
 
 import harness
 from data import prose, said
-from forge import chat, config, files, models, phase
+from forge import chat, command, config, files, models
 from forge.errors import ForgeError
 
 LENGTHS = (128, 256, 512, 1024, 2048)
@@ -30,13 +30,13 @@ PLOT = harness.ROOT / "docs/training-growth.svg"
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--lengths", type=harness.positive, nargs="*", default=LENGTHS, help="default %(default)s")
     parser.add_argument("--rows", type=harness.positive, nargs="*", default=ROWS, help="default %(default)s")
     parser.add_argument("--steps", type=harness.positive, default=4, help="for each length (default %(default)s)")
     parser.add_argument("--plot", type=Path, default=PLOT, help="SVG to write (default docs/training-growth.svg)")
     arguments = parser.parse_args()
-    phase.guard(lambda: run(arguments), arguments.debug)
+    command.guard(lambda: run(arguments), arguments.debug)
 
 
 def run(arguments) -> None:

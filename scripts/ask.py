@@ -10,17 +10,17 @@ variable PROMPT: make hands it over that way, so that no shell reads it.
 import os
 import sys
 
-from forge import chat, config, phase
+from forge import chat, command, config
 from forge.errors import ForgeError
 from forge.serving import finished, talk
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--prompt", help="the question; default: the environment variable PROMPT")
     parser.add_argument("--max-tokens", type=int, default=256, help="tokens the answer may have")
     arguments = parser.parse_args()
-    phase.guard(lambda: ask(arguments), debug=arguments.debug)
+    command.guard(lambda: ask(arguments), debug=arguments.debug)
 
 
 def ask(arguments) -> None:

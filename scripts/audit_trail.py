@@ -8,16 +8,16 @@ made still has its bytes. It ends with 6 when one of these is not so. A line tha
 import argparse
 from pathlib import Path
 
-from forge import audit, config, graph, manifest, phase
+from forge import audit, command, config, graph, manifest
 from forge.errors import INTEGRITY, ForgeError
 from forge.files import sha256_file
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--verify", action="store_true", help="check the trail and the files that it names")
     arguments = parser.parse_args()
-    phase.guard(lambda: run(arguments), debug=arguments.debug)
+    command.guard(lambda: run(arguments), debug=arguments.debug)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -13,16 +13,16 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from forge import config, phase
+from forge import command, config
 from forge.serving import finished, talk
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--base", action="store_true", help="let the base model answer, too")
     parser.add_argument("--max-tokens", type=int, default=512, help="tokens an answer may have (default: %(default)s)")
     arguments = parser.parse_args()
-    phase.guard(lambda: chat(arguments), debug=arguments.debug)
+    command.guard(lambda: chat(arguments), debug=arguments.debug)
 
 
 def chat(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-from forge import config, phase
+from forge import command, config
 from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, ForgeError
 from forge.serving import access, requests
 
@@ -26,8 +26,8 @@ QUESTION = (
 
 
 def main() -> None:
-    arguments = phase.parser(__doc__).parse_args()
-    phase.guard(lambda: tell(config.load(arguments.config)), debug=arguments.debug)
+    arguments = command.parser(__doc__).parse_args()
+    command.guard(lambda: tell(config.load(arguments.config)), debug=arguments.debug)
 
 
 def tell(configuration: config.Config) -> None:

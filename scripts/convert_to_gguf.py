@@ -10,8 +10,9 @@ the files and <name>.gguf.json.
 
 from pathlib import Path
 
-from forge import converter, disk, files, ggufmeta, importance, llama, models, phase
+from forge import disk, files, models, phase
 from forge.errors import BAD_INPUT, ForgeError
+from forge.llamacpp import converter, ggufmeta, importance, llama
 from forge.quantizing import process
 
 METADATA = "metadata.json"

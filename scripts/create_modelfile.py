@@ -10,8 +10,9 @@ import json
 import string
 from pathlib import Path
 
-from forge import VERSION, files, ggufmeta, graph, llama, manifest, phase, sources
+from forge import VERSION, files, graph, manifest, phase, sources
 from forge.errors import ForgeError
+from forge.llamacpp import ggufmeta, llama
 
 LARGEST_DEFAULT_CONTEXT = 8192  # tokens; more costs memory that 8 GB cards do not have
 

@@ -10,7 +10,7 @@ which make deploy does before it makes a model.
 import argparse
 from pathlib import Path
 
-from forge import config, files, phase, questions
+from forge import command, config, files, questions
 from forge.errors import GATE_NOT_PASSED, ForgeError
 from forge.serving import finished, ollama_app
 
@@ -18,11 +18,11 @@ UNCHECKED = "unchecked"  # tag of the model until it is known to be right
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--remove", action="store_true", help="take the model out of Ollama again")
     parser.add_argument("--check", action="store_true", help="only look whether an Ollama is there that can take it")
     arguments = parser.parse_args()
-    phase.guard(lambda: run(arguments), debug=arguments.debug)
+    command.guard(lambda: run(arguments), debug=arguments.debug)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -16,8 +16,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from forge import chat, files, hub, llama, models, phase
+from forge import chat, files, hub, models, phase
 from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError, one_line
+from forge.llamacpp import llama
 
 # Text on which a tokenizer that was rebuilt wrongly shows: digits, emoji, code, spaces, accents.
 HARD_TEXTS = (

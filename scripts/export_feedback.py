@@ -9,16 +9,16 @@ import datetime
 import json
 from pathlib import Path
 
-from forge import config, files, graph, manifest, phase
+from forge import command, config, files, graph, manifest
 from forge.errors import ForgeError
 from forge.evaluating import feedback
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--folder", type=Path, default=feedback.FOLDER, help="where to write (default: %(default)s)")
     arguments = parser.parse_args()
-    phase.guard(lambda: export(config.load(arguments.config), arguments.folder), debug=arguments.debug)
+    command.guard(lambda: export(config.load(arguments.config), arguments.folder), debug=arguments.debug)
 
 
 def export(configuration: config.Config, folder: Path) -> None:

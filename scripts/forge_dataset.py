@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from forge import chat, files, hub, manifest, models, phase, sources
-from forge.data import cache, datacard, parallel, reading, records, reference, rows, safety, scenarios, screening
+from forge.data import cache, datacard, parallel, reference, rows, safety
 from forge.data.package import MOST_REFUSED, Package, encode
 from forge.errors import BAD_INPUT, DATA_REFUSED, ENVIRONMENT, ForgeError
+from forge.reading import opening, records, scenarios
+from forge.screening import bypass
 
 BATCH = 32  # documents, scenarios or records that a worker takes at once
 FEW = 64  # documents; for fewer, starting workers takes longer than it saves
@@ -40,7 +42,7 @@ def work(run: phase.Run) -> dict:
     models.prepare()
     heldout = reference.Reference([*reference.prompts_of(), *found.to_evaluate()])
     listed = data["screening"]["allowlist"]
-    allowed = frozenset(screening.Allowlist.read(Path(listed)).entries if listed else ())
+    allowed = frozenset(bypass.Allowlist.read(Path(listed)).entries if listed else ())
     maker = rows.Maker(run.settings, models.tokenizer(run.layout.base), heldout, allowed)
     package = Package(run.staging, run.settings)
     try:
@@ -156,12 +158,12 @@ class Job:
 
     def document(self, name: str) -> tuple[str | None, dict | None, dict]:
         try:
-            raw = reading.load(Path(name))
+            raw = opening.load(Path(name))
             key = self.cache.key(name, hashlib.sha256(raw).hexdigest())
             known = self.cache.get(key)
             if known is not None:
                 return key, None, known
-            made = encode(self.maker.document(name, reading.parse(name, raw)), self.seed)
+            made = encode(self.maker.document(name, opening.parse(name, raw)), self.seed)
             return key, made, made
         except ForgeError as error:
             told = {"origin": name, "cause": error.cause, "remedy": error.remedy, "code": error.code}

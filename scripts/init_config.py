@@ -6,17 +6,17 @@ Writes config/local/<preset>.yaml, which git ignores. An existing file is never 
 import re
 from pathlib import Path
 
-from forge import files, phase
+from forge import command, files
 from forge.errors import ForgeError
 
 PRESETS = Path("config/presets")
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--preset", default="", help="a name from config/presets/")
     arguments = parser.parse_args()
-    phase.guard(lambda: init(arguments.preset), debug=arguments.debug)
+    command.guard(lambda: init(arguments.preset), debug=arguments.debug)
 
 
 def init(name: str) -> None:

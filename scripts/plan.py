@@ -7,18 +7,18 @@ cannot fit, and names the setting to change with the value that fits.
 
 import gc
 
-from forge import config, phase
+from forge import command, config
 from forge.planning.batch import Batch
 
 
 def main() -> None:
-    arguments = phase.parser(__doc__).parse_args()
+    arguments = command.parser(__doc__).parse_args()
     gc.disable()  # importing torch, transformers and peft takes 6.2 s instead of 8.5 without it; the process ends soon
-    phase.guard(lambda: show(config.load(arguments.config)), debug=arguments.debug)
+    command.guard(lambda: show(config.load(arguments.config)), debug=arguments.debug)
 
 
 def show(configuration: config.Config) -> None:
-    from forge import estimate
+    from forge.planning import estimate
 
     plan = estimate.plan(configuration)
     print(f"{configuration.layout.name} ({configuration.path})")
@@ -30,7 +30,7 @@ def show(configuration: config.Config) -> None:
     print(flush=True)
     *others, last = plan.failures
     for failure in others:
-        phase.fail(failure, debug=False)
+        command.fail(failure, debug=False)
     raise last
 
 

@@ -8,18 +8,18 @@ make evaluate reads it, too, and does not pass a model that falls behind it.
 
 import json
 
-from forge import config, files, phase, sources
+from forge import command, config, files, sources
 from forge.errors import GATE_NOT_PASSED, ForgeError
 from forge.evaluating import release, signals
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument(
         "--keep", action="store_true", help="make this evaluation the release that later ones must match"
     )
     arguments = parser.parse_args()
-    phase.guard(lambda: run(config.load(arguments.config), arguments.keep), debug=arguments.debug)
+    command.guard(lambda: run(config.load(arguments.config), arguments.keep), debug=arguments.debug)
 
 
 def run(configuration: config.Config, keep: bool) -> None:

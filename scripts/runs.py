@@ -7,18 +7,18 @@ the current one (the current one is archived); the next make checks and converts
 
 import shutil
 
-from forge import archive, config, files, graph, manifest, phase
+from forge import archive, command, config, files, graph, manifest, phase
 from forge.errors import ForgeError
 
 TRAIN = graph.BY_NAME["train"]
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--prune", action="store_true", help="remove this project's archived adapters")
     parser.add_argument("--restore", metavar="DIGEST", help="make this archived adapter the current one")
     arguments = parser.parse_args()
-    phase.guard(lambda: run(arguments), debug=arguments.debug)
+    command.guard(lambda: run(arguments), debug=arguments.debug)
 
 
 def run(arguments) -> None:

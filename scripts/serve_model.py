@@ -7,16 +7,17 @@ prompt: none is added here. Ctrl-C ends it.
 
 import os
 
-from forge import compiling, config, phase
+from forge import command, config
 from forge.errors import ForgeError
+from forge.llamacpp import compiling
 from forge.serving import access, finished, native_server, python_server
 
 CIRIS_NEEDS = 8192  # tokens of context
 
 
 def main() -> None:
-    arguments = phase.parser(__doc__).parse_args()
-    phase.guard(lambda: serve(config.load(arguments.config)), debug=arguments.debug)
+    arguments = command.parser(__doc__).parse_args()
+    command.guard(lambda: serve(config.load(arguments.config)), debug=arguments.debug)
 
 
 def serve(configuration: config.Config) -> None:

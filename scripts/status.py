@@ -6,12 +6,12 @@ Reads the config and the records of all phases; changes nothing. Judged by conte
 
 import datetime
 
-from forge import config, files, graph, phase, state
+from forge import command, config, files, graph, state
 
 
 def main() -> None:
-    arguments = phase.parser(__doc__).parse_args()
-    phase.guard(lambda: show(config.load(arguments.config)), debug=arguments.debug)
+    arguments = command.parser(__doc__).parse_args()
+    command.guard(lambda: show(config.load(arguments.config)), debug=arguments.debug)
 
 
 def show(configuration: config.Config) -> None:

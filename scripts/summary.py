@@ -6,14 +6,14 @@ Reads the records of the phases; measures nothing itself.
 import os
 from pathlib import Path
 
-from forge import config, graph, manifest, phase
+from forge import command, config, graph, manifest
 from forge.errors import ForgeError
 from forge.reporting.results import figures
 
 
 def main() -> None:
-    arguments = phase.parser(__doc__).parse_args()
-    phase.guard(lambda: show(config.load(arguments.config)), debug=arguments.debug)
+    arguments = command.parser(__doc__).parse_args()
+    command.guard(lambda: show(config.load(arguments.config)), debug=arguments.debug)
 
 
 def show(configuration: config.Config) -> None:

@@ -19,18 +19,18 @@ import sys
 import time
 from pathlib import Path
 
-from forge import config, graph, manifest, phase, sources
+from forge import command, config, graph, manifest, phase, sources
 from forge.files import write_if_changed
 
 USERS = ("ask", "chat", "serve", "deploy")  # goals that need the finished model
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--makefile", type=Path, required=True, help="the file that make includes")
     parser.add_argument("--goals", default="", help="make's goals, to announce surprising work")
     arguments = parser.parse_args()
-    phase.guard(lambda: sync(arguments), debug=arguments.debug)
+    command.guard(lambda: sync(arguments), debug=arguments.debug)
 
 
 def sync(arguments) -> None:

@@ -12,13 +12,13 @@ the files for Ollama to build/<name>/upload/, what was sent to models/upload/<na
 
 import argparse
 
-from forge import config, hub, phase
+from forge import command, config, hub, phase
 from forge.errors import ENVIRONMENT, ForgeError
 from forge.publishing import evidence, plan, record, refusals, scan, sending
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--repo", help="the repository, org/name; default: upload.repo")
     parser.add_argument("--gguf", action="store_true", help="the GGUF files, their manifest and verdicts")
     parser.add_argument("--adapter", action="store_true", help="the adapter, its tokenizer and verdicts")
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--replace", action="store_true", help="overwrite what somebody else changed there")
     parser.add_argument("--plan", action="store_true", help="show what would be sent, send nothing")
     arguments = parser.parse_args()
-    phase.guard(lambda: upload(arguments), debug=arguments.debug)
+    command.guard(lambda: upload(arguments), debug=arguments.debug)
 
 
 def upload(arguments: argparse.Namespace) -> None:

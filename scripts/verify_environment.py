@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 try:
-    from forge import config, files, phase
+    from forge import command, config, files
     from forge.environment import checks
     from forge.environment.machine import Machine
     from forge.errors import ENVIRONMENT
@@ -28,10 +28,10 @@ except ImportError as error:  # PyYAML or pydantic: without them not even the co
 
 
 def main() -> None:
-    parser = phase.parser(__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON, too")
     arguments = parser.parse_args()
-    phase.guard(lambda: verify(arguments), debug=arguments.debug)
+    command.guard(lambda: verify(arguments), debug=arguments.debug)
 
 
 def verify(arguments) -> None:

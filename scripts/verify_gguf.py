@@ -11,8 +11,9 @@ Looks for a TEMPLATE that makes Ollama write these conversations so, too. Writes
 import os
 from pathlib import Path
 
-from forge import compare, files, llama, models, phase, questions, vocabulary
+from forge import compare, files, models, phase, questions, vocabulary
 from forge.evaluating import shipped
+from forge.llamacpp import llama
 from forge.quantizing import checks as tensors
 from forge.weights import merging, streaming
 

@@ -7,12 +7,12 @@ It quotes answers of the models and questions of the held-out sets; credentials 
 
 from pathlib import Path
 
-from forge import config, files, phase
+from forge import command, config, files
 
 
 def main() -> None:
-    arguments = phase.parser(__doc__).parse_args()
-    phase.guard(lambda: write(config.load(arguments.config)), debug=arguments.debug)
+    arguments = command.parser(__doc__).parse_args()
+    command.guard(lambda: write(config.load(arguments.config)), debug=arguments.debug)
 
 
 def write(configuration: config.Config) -> None:

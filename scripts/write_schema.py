@@ -3,14 +3,14 @@ feedback file, docs/feedback.schema.json (in a checkout that has docs/)."""
 
 from pathlib import Path
 
-from forge import files, phase, schema
+from forge import command, files, schema
 from forge.evaluating import feedback
 
 
 def main() -> None:
-    arguments = phase.parser(__doc__).parse_args()
+    arguments = command.parser(__doc__).parse_args()
     target = Path("config/training_config.schema.json")
-    phase.guard(lambda: write(target), debug=arguments.debug)
+    command.guard(lambda: write(target), debug=arguments.debug)
 
 
 def write(target: Path) -> None:

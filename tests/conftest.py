@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import FileLock
-from forge import llama
+from forge.llamacpp import llama
 
 ROOT = Path(__file__).resolve().parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, too, and after forge's import
@@ -160,7 +160,7 @@ def make_tiny_base(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny_gguf(tiny_base, tmp_path_factory) -> Path:
     """The tiny model as a 16-bit GGUF."""
-    from forge import converter
+    from forge.llamacpp import converter
 
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     converter.convert(tiny_base, path, "bf16", "tiny")

@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from forge import llama
+from forge.llamacpp import llama
 
 SMALL = {
     "hidden_size": 256,

@@ -7,7 +7,8 @@ from pathlib import Path
 import create_modelfile
 import gguf
 import numpy as np
-from forge import config, files, graph, manifest, ollama, phase, sources
+from forge import config, files, graph, manifest, phase, sources
+from forge.modelfile import ollama
 from safetensors.numpy import save_file
 
 QUANTIZATIONS = ["Q4_K_M", "Q8_0"]

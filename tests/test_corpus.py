@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forge import chat, config, errors, graph, phase, schema
-from forge.data import reading
+from forge import chat, command, config, errors, graph, schema
 from forge.environment import resources
 from forge.questions import plain
+from forge.reading import opening
 from pydantic_core import PydanticUndefined
 from test_docs import leaves
 
@@ -27,7 +27,7 @@ KEYS = dict(
 )
 # What comes after `make all`: the pages are kept still, so that it retrains nobody.
 AFTER_ALL = ("serve", "upload")
-UNITS = [unit for page in PAGES for unit in reading.read(page)]
+UNITS = [unit for page in PAGES for unit in opening.read(page)]
 GROUPS = [(unit, group) for unit in UNITS for group in unit.questions]
 PROSE = "\n\n".join(block.text for unit in UNITS for block in unit.blocks)
 EVERYTHING = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -101,7 +101,7 @@ FACTS: dict[str, tuple[str, Check]] = {
     "make env": ("machine", target("check this machine")),
     ".wslconfig": ("WSL2", lambda fact: rf"%UserProfile%\{fact} " in resources.wslconfig(16)),
     "training.gradient_checkpointing": ("GPU memory", key("less memory for about a third more time")),
-    "config/training_config.yaml": ("settings", lambda fact: fact == phase.parser("").get_default("config")),
+    "config/training_config.yaml": ("settings", lambda fact: fact == command.parser("").get_default("config")),
     "make init": ("preset", target("a config of your own")),
     "project.seed": ("seed", key("one seed for splits, shuffling and training")),
     "project.system_prompt": ("system prompt", key("the one system prompt")),

@@ -1,7 +1,8 @@
 """Many sequences through a GGUF at once: the same answers as one after the other, in as little memory as is said."""
 
 import pytest
-from forge import decoding, llama, questions
+from forge import questions
+from forge.llamacpp import decoding, llama
 
 ASKED = [[{"role": "user", "content": text}] for text in ("Who?", "What is honey made from?", "A " * 30)]
 LIMIT = 6

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import deploy_ollama
 import pytest
-from forge import config, llama, vocabulary
+from forge import config, vocabulary
 from forge.conversations import CONVERSATIONS
 from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, ForgeError
+from forge.llamacpp import llama
 from forge.serving import ollama_app
 from ollama_standin import Ollama, Program
 from shipping import SYSTEM, finish

@@ -238,7 +238,7 @@ def test_make_commands_are_possible(call):
 
 
 def test_variables_are_read_by_something():
-    places = [ROOT / "Makefile", ROOT / "scripts/setup_environment.sh", ROOT / "scripts/forge/llama.py"]
+    places = [ROOT / "Makefile", ROOT / "scripts/setup_environment.sh", ROOT / "scripts/forge/llamacpp/llama.py"]
     code = "".join(map(text_of, places))
     assert [name for name in VARIABLES if not re.search(rf"\b{name}\b", code)] == []
 

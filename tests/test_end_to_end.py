@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from forge import config, converter, disk, files, llama, manifest, models, ollama
+from forge import config, disk, files, manifest, models
+from forge.llamacpp import converter, llama
+from forge.modelfile import ollama
 from project import make, script, start
 
 pytestmark = pytest.mark.slow

@@ -51,7 +51,7 @@ def run(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedPr
 
 
 def llama_source() -> Path | None:
-    from forge import llama
+    from forge.llamacpp import llama
 
     try:
         return llama.source().resolve()

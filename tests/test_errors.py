@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forge import errors, phase
+from forge import errors
 from forge.errors import ForgeError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def test_cause_and_remedy_are_one_line_each():
     ],
 )
 def test_errors_of_the_system(error, cause, code):
-    found = phase.from_os_error(error)
+    found = errors.from_os_error(error)
     assert (found.cause, found.code) == (cause, code)
     assert found.remedy
 
@@ -60,7 +60,7 @@ def test_errors_of_the_system(error, cause, code):
 def test_too_little_gpu_memory_names_the_settings():
     import torch
 
-    found = phase.explained(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    found = errors.explained(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert found.code == 7
     assert found.cause == "out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB"
     assert found.remedy == "set training.per_device_train_batch_size to 1 or lower training.max_length"
@@ -76,7 +76,7 @@ def test_too_little_gpu_memory_names_the_settings():
     ids=lambda error: type(error).__name__,
 )
 def test_too_little_memory_is_the_environments(error):
-    found = phase.explained(error)
+    found = errors.explained(error)
     assert found.code == 7 and found.cause.startswith("out of memory")
 
 
@@ -84,13 +84,13 @@ def test_too_little_memory_is_the_environments(error):
     "error", [ImportError("x.so: failed to map segment from shared object"), RuntimeError("can't start new thread")]
 )
 def test_a_limit_may_be_of_memory_or_not(error):
-    found = phase.explained(error)
+    found = errors.explained(error)
     assert (found.code, found.cause) == (7, str(error))
     assert not errors.out_of_memory(error)
 
 
 def test_an_unexpected_error_is_one_short_line():
-    found = phase.unexpected(ValueError("word\n" * 1000))
+    found = errors.unexpected(ValueError("word\n" * 1000))
     assert found.code == 1
     assert len(found.cause) < 330
     assert found.cause.startswith("ValueError: word word ")
@@ -99,13 +99,13 @@ def test_an_unexpected_error_is_one_short_line():
 GUARD = """
 import sys
 sys.path.insert(0, "scripts")
-from forge import phase
+from forge import command
 from forge.errors import ForgeError
 
 def body():
     {body}
 
-phase.guard(body, debug={debug})
+command.guard(body, debug={debug})
 """
 
 

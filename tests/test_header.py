@@ -15,8 +15,9 @@ import download_model
 import gguf
 import numpy as np
 import pytest
-from forge import files, llama
+from forge import files
 from forge.errors import INTEGRITY, ForgeError
+from forge.llamacpp import llama
 
 KEYS, BYTE, TEXT, LIST = 1, 0, 8, 9
 

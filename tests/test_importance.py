@@ -11,8 +11,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from forge import converter, files, importance, llama, schema
+from forge import files, schema
 from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError
+from forge.llamacpp import converter, importance, llama
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 QUANTIZED = [name for name in schema.QUANTIZATIONS if name not in converter.WHOLE]

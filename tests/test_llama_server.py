@@ -10,8 +10,8 @@ import openai
 import psutil
 import pytest
 from conftest import new_checkout
-from forge import compiling, llama
 from forge.errors import ENVIRONMENT, ForgeError
+from forge.llamacpp import compiling, llama
 from forge.serving import finished, native_server
 from shipping import ASKED, KEY, TRUTH, Served, finish
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import create_modelfile
 import pytest
-from forge import config, files, graph, ollama, phase
+from forge import config, files, graph, phase
 from forge.errors import ForgeError
+from forge.modelfile import ollama
 
 OLDER: dict = {"name": "older"}  # stands for a verdict from before there were TEMPLATEs
 PARAMETERS = {"num_ctx": 512, "temperature": 0.7, "top_p": 0.9, "repeat_penalty": 1.05}

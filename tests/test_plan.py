@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from forge import config, estimate, models
-from forge.planning import machine, remedy, source
+from forge import config, models
+from forge.planning import estimate, machine, remedy, source
 from forge.planning.phases import Planner
 from forge.weights import hollow
 

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import validate_dataset
 from conftest import CHATML
-from forge import disk, llama, models, phase, preflight
+from forge import disk, models, phase, preflight
+from forge.llamacpp import llama
 
 TOKENS = 151936  # of Qwen2's vocabulary, and of the tiny model's embedding
 NEWER = "a newer llama.cpp may do (LLAMA_CPP=)"

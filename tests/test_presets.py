@@ -17,7 +17,7 @@ import pytest
 from conftest import PAGES, read_rows
 from families import tiny_llama, tiny_mistral, tiny_qwen3
 from forge import config, manifest
-from forge.data import scenarios
+from forge.reading import scenarios
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(ROOT.glob("config/presets/*.yaml"))

@@ -13,8 +13,9 @@ from pathlib import Path
 import families
 import numpy as np
 import pytest
-from forge import converter, files, llama, models
+from forge import files, models
 from forge.errors import BAD_INPUT, ENVIRONMENT, INTEGRITY, ForgeError
+from forge.llamacpp import converter, llama
 from forge.quantizing import checks, direct, ggml, process, tensors
 from test_weights import new_adapter
 

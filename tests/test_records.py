@@ -11,9 +11,9 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from forge.data import conflicts, records, tables
-from forge.data.records import Record, Rejected
 from forge.errors import ForgeError
+from forge.reading import conflicts, json_records, raw, record_files, records
+from forge.reading.records import Record, Rejected
 from hub_standin import COMMIT, Hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -470,8 +470,8 @@ def test_a_list_that_is_not_utf8_loses_one_record(tmp_path):
 
 
 def test_a_long_line_is_passed_over_in_little_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "LONGEST", 1 << 20)
-    monkeypatch.setattr(tables.files, "BLOCK", 1 << 16)
+    monkeypatch.setattr(raw, "LONGEST", 1 << 20)
+    monkeypatch.setattr(raw.files, "BLOCK", 1 << 16)
     long = b'{"prompt": "' + b"a" * (30 << 20) + b'"}'
     path = put(tmp_path, GOOD + b"\n" + long + b"\n" + GOOD + b"\n" + long)
     tracemalloc.start()
@@ -489,7 +489,7 @@ def test_a_long_line_is_passed_over_in_little_memory(tmp_path, monkeypatch):
 
 
 def test_the_longest_line_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "LONGEST", 100)
+    monkeypatch.setattr(raw, "LONGEST", 100)
     fits = b'{"prompt": "a", "completion": "' + b"b" * 67 + b'"}'
     assert len(fits) == 100
     found = read(put(tmp_path, fits + b"\n" + fits.replace(b"b", b"bb", 1) + b"\n" + fits))
@@ -539,7 +539,7 @@ def test_lines_of_a_table(tmp_path, lines, expected):
 
 
 def test_a_long_record_of_a_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "LONGEST", 1000)
+    monkeypatch.setattr(raw, "LONGEST", 1000)
     long = "b" * 2000
     text = f'prompt,completion\na,{long}\nc,d\n"a","{long}"\ne,f\n'
     assert reasons(read(put(tmp_path, text, "a.csv"))) == [
@@ -667,7 +667,7 @@ def test_an_unreadable_file(tmp_path):
 
 
 def test_a_list_too_large_to_hold(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "WHOLE", 10)
+    monkeypatch.setattr(json_records, "WHOLE", 10)
     assert refused(put(tmp_path, b"[" + GOOD + b"]", "a.json")).remedy == "save it as JSON Lines"
     assert only(tmp_path, GOOD, "b.json").completion[0]["content"] == "b"
 
@@ -819,7 +819,9 @@ def check(path: Path) -> None:
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(NOISE, st.sampled_from(tables.SUFFIXES), st.sampled_from([b"", b"prompt,completion\n", b"[" + GOOD, b"PAR1"]))
+@given(
+    NOISE, st.sampled_from(record_files.SUFFIXES), st.sampled_from([b"", b"prompt,completion\n", b"[" + GOOD, b"PAR1"])
+)
 def test_noise_is_read_or_refused(tmp_path_factory, noise, suffix, begin):
     check(put(tmp_path_factory.getbasetemp(), begin + noise, f"noise{suffix}"))
 
@@ -837,7 +839,7 @@ FETCH = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from forge import hub
-from forge.data import records
+from forge.reading import records
 from forge.errors import ForgeError
 try:
     found = hub.fetch(*json.loads(sys.argv[2]))

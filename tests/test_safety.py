@@ -13,9 +13,11 @@ import forge_dataset
 import pytest
 from conftest import ROOT, read_rows
 from forge import config, files, graph, manifest, phase, sources
-from forge.data import clusters, package, records, reference, rows, safety, scenarios, screening
+from forge.data import clusters, package, reference, rows, safety
 from forge.data.rows import Part, Row
 from forge.errors import ForgeError
+from forge.reading import records, scenarios
+from forge.screening import bypass
 
 FILE = ROOT / "scenarios/training/safety.jsonl"
 ROWS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
@@ -74,7 +76,7 @@ def test_no_answer_is_a_canned_one():
     for row in ROWS:
         assert scenarios.canned(row["completion"]) is None
         assert not re.search(r"\bas an ai\b|language model", row["completion"].casefold()), row["id"]
-        assert screening.findings([{"role": "user", "content": row["prompt"]}], row["completion"]) == []
+        assert bypass.findings([{"role": "user", "content": row["prompt"]}], row["completion"]) == []
 
 
 # -- reading --------------------------------------------------------------------------------------------------

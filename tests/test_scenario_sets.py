@@ -7,8 +7,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from forge.data import scenarios
 from forge.data.reference import CANARY
+from forge.reading import scenarios
 
 ROOT = Path(__file__).resolve().parents[1] / "scenarios"
 TARGETS = ("ai_psychosis", "reality_break")

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from conftest import read_rows
 from forge import config, schema, sources
-from forge.data import scenarios
 from forge.data.reference import CANARY
-from forge.data.tables import Rejected
 from forge.errors import ForgeError
 from forge.files import sha256_file
+from forge.reading import scenarios
+from forge.reading.raw import Rejected
 
 SCENARIOS = """
 CREATE TABLE scenarios (id INTEGER PRIMARY KEY AUTOINCREMENT, prompt TEXT NOT NULL, evaluation_target TEXT NOT NULL,

@@ -9,8 +9,8 @@ import json
 import string
 
 import pytest
-from forge.data import secrets
-from forge.data.secrets import Span
+from forge.screening import secrets
+from forge.screening.secrets import Span
 
 ALNUM = string.ascii_letters + string.digits
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from conftest import CHATML
-from forge import gotemplate, llama, ollama
 from forge.conversations import CONVERSATIONS, turns
+from forge.llamacpp import llama
+from forge.modelfile import gotemplate, ollama
 from jinja2 import TemplateError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,6 +4,6 @@ import signal
 
 VERSION = "0.1.0"
 
-# Until phase.guard is there to tell an interruption, the end by the signal says as much as the traceback of an import.
+# Until command.guard is there to tell an interruption, the end by the signal says as much as an import's traceback.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

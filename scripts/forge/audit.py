@@ -28,7 +28,7 @@ TAIL = 1 << 16  # bytes read at once to find the last line
 
 def append(event: str, **what: object) -> dict:
     """Add an event and return the head: `entry` (its number) and `sha256`. Secrets in its texts are replaced."""
-    from forge.data import secrets
+    from forge.screening import secrets
 
     whole = json.dumps(what, ensure_ascii=False)
     text, _ = secrets.redact(whole)

@@ -13,8 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from forge import chat, decoding, files
+from forge import chat, files
 from forge.errors import ForgeError
+from forge.llamacpp import decoding
 from forge.progress import Told, counted, untold
 
 ANSWERS_AT_ONCE = 48  # on 2 cores 24 took 1.3 times as long: each step reads all weights

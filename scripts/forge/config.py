@@ -16,11 +16,11 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from forge import schema
-from forge.data import secrets
+from forge import contradictions, schema
 from forge.errors import ForgeError
 from forge.files import sha256_json
 from forge.graph import BY_NAME, Layout
+from forge.screening import secrets
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one where PyYAML was built with it: faster
 
@@ -109,7 +109,7 @@ def load(path: str | Path) -> Config:
         config = schema.TrainingConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error, sources) from None
-    for dotted, cause, remedy in schema.contradictions(config):
+    for dotted, cause, remedy in contradictions.of(config):
         raise ForgeError(f"{_place(sources, tuple(dotted.split('.')))}: {cause}", remedy)
     return Config(path, config)
 

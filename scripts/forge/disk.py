@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from forge import converter, files, models
+from forge import files, models
 from forge.graph import Layout
+from forge.llamacpp import converter
 from forge.schema import TrainingConfig
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -1,4 +1,4 @@
-"""The frame around every phase script: arguments, lock, currentness, integrity, errors, record.
+"""The frame around every phase script: lock, currentness, integrity, audit trail, record.
 
 A script says what it does in its docstring (that is its --help), defines `work(run)` and ends with
 
@@ -13,49 +13,19 @@ swaps the result in.
 import argparse
 import contextlib
 import datetime
-import errno
 import fcntl
 import json
 import os
-import resource
-import signal
-import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 
-from forge import VERSION, archive, audit, config, files, graph, lineage, manifest, sources
-from forge.errors import (
-    ENVIRONMENT,
-    GATE_NOT_PASSED,
-    INTERRUPTED,
-    LOCKED,
-    OK,
-    ForgeError,
-    one_line,
-    out_of_memory,
-)
+from forge import archive, audit, command, config, files, graph, lineage, manifest, provenance, sources
+from forge.errors import GATE_NOT_PASSED, INTERRUPTED, LOCKED, ForgeError, explained, one_line
 from forge.progress import Told
 
 PATIENCE = 10  # seconds that a phase is silent at most, where it counts what it does
 OVERRIDE = "OVERRIDE_REASON"  # variable of the environment: why a verdict that is no PASS is overridden
-PACKAGES = [
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "safetensors",
-    "gguf",
-    "llama-cpp-python",
-]
-
 GATE_FILES = ("verdict.json", "items.jsonl", "template")  # what a gate may leave beside its record
 
 
@@ -153,12 +123,12 @@ class Run:
             "inputs": self.input_digests(),
             **more,
             "facts": facts,
-            "versions": versions(),
-            "git_commit": git_commit(),
+            "versions": provenance.versions(),
+            "git_commit": provenance.git_commit(),
             "audit": self.head,
             "started": datetime.datetime.fromtimestamp(self.started, datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started, 1),
-            "peak_mb": peak_mb(),
+            "peak_mb": provenance.peak_mb(),
         }
         manifest.write(folder / self.record.name, content)
 
@@ -186,7 +156,12 @@ class Run:
         """Run it between two entries of the audit trail: what it began with, and what became of it."""
         named = {"project": self.layout.name, "phase": self.phase.name}
         whole = self.config.values.model_dump(mode="json")
-        began = {"reason": reason, "inputs": self.input_digests(), "git_commit": git_commit(), "versions": versions()}
+        began = {
+            "reason": reason,
+            "inputs": self.input_digests(),
+            "git_commit": provenance.git_commit(),
+            "versions": provenance.versions(),
+        }
         self.head = audit.append("start", **named, config_file=str(self.config.path), config=whole, **began)
         try:
             way(work)
@@ -292,16 +267,6 @@ def _because(reason: str | None, record: Path) -> str:
     return f" ({reason}{last})"
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """The arguments that all scripts share; --help shows the script's docstring."""
-    result = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    result.add_argument("--config", default="config/training_config.yaml", help="the config file")
-    result.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return result
-
-
 Work = Callable[[Run], dict]
 
 
@@ -324,7 +289,7 @@ def start(
     `instead(run)` may do something else than the phase (answer one question, say); when it returns True the
     phase itself is not run. `execute(run, work)` runs it: alone, or (training) in several processes.
     """
-    arguments_parser = parser(doc)
+    arguments_parser = command.parser(doc)
     arguments_parser.add_argument("--force", action="store_true", help="do the work even when nothing changed")
     if add_arguments:
         add_arguments(arguments_parser)
@@ -336,89 +301,7 @@ def start(
             return
         execute(run, work)
 
-    guard(body, debug=arguments.debug)
-
-
-def guard(body: Callable[[], None], debug: bool = False) -> None:
-    """Run `body`, turn every failure into a cause, a remedy and an exit code, and end the process."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as forge/__init__.py leaves it; nohup ignores it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        body()
-        sys.stdout.flush()
-        code = OK
-    except BrokenPipeError:
-        code = OK  # `make status | head`
-    except (Exception, KeyboardInterrupt) as error:
-        code = fail(explained(error), debug)
-    # Threads of torch and tokenizers must not hold up the end.
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
-
-
-def fail(error: ForgeError, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    if not error.told:
-        print(f"FAIL {error.cause}\n  do {error.remedy}", file=sys.stderr, flush=True)
-    return error.code
-
-
-def explained(error: BaseException) -> ForgeError:
-    """Any failure as a cause, a remedy and an exit code."""
-    if isinstance(error, ForgeError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return ForgeError("interrupted", "run the same command again: it goes on", INTERRUPTED)
-    if type(error).__name__ == "OutOfMemoryError":
-        return ForgeError(
-            f"out of GPU memory: {error}",
-            "set training.per_device_train_batch_size to 1 or lower training.max_length",
-            ENVIRONMENT,
-        )
-    if out_of_memory(error):
-        said = one_line(error)[:200]
-        return ForgeError(
-            f"out of memory{': ' if said else ''}{said}", "close other programs or add swap space", ENVIRONMENT
-        )
-    if isinstance(error, OSError):
-        return from_os_error(error)
-    return unexpected(error)
-
-
-def from_os_error(error: OSError) -> ForgeError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ForgeError(
-            f"the disk is full: {error.filename or ''}",
-            "free some space and run the same command again",
-            ENVIRONMENT,
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ForgeError(
-            f"{error.filename}: {error.strerror}",
-            "check the owner and the permissions of that path",
-            ENVIRONMENT,
-        )
-    return ForgeError(str(error), "run again with --debug to see where", ENVIRONMENT)
-
-
-def unexpected(error: BaseException) -> ForgeError:
-    if "No space left on device" in str(error):  # safetensors and torch raise errors of their own
-        return from_os_error(OSError(errno.ENOSPC, ""))
-    if "failed to map segment" in str(error) or "can't start new thread" in str(error):
-        return ForgeError(
-            one_line(error)[:300], "close other programs, or raise the limit of memory or threads", ENVIRONMENT
-        )
-    if isinstance(error, ModuleNotFoundError):
-        return ForgeError(f"{error}", "run make setup", ENVIRONMENT)
-    return ForgeError(
-        f"{type(error).__name__}: {one_line(error)[:300]}",
-        "this is not expected: run again with --debug and report what it prints",
-        1,
-    )
+    command.guard(body, debug=arguments.debug)
 
 
 @contextlib.contextmanager
@@ -452,33 +335,3 @@ def tidy(configuration: config.Config) -> None:
         with contextlib.suppress(ForgeError), lock(configuration.layout, "make"):
             for run in runs:
                 run.mend()
-
-
-def versions() -> dict[str, str]:
-    found = {"model-forge": VERSION, "python": sys.version.split()[0]}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout, with `-dirty` when it was edited; None outside git."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def peak_mb() -> int:
-    """Largest resident memory of this process or one of its children so far, in MB (10**6 bytes)."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return round(max(own, children) * 1024 / 1e6)

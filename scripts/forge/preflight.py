@@ -9,8 +9,9 @@ import re
 import tempfile
 from pathlib import Path
 
-from forge import chat, converter, llama, models, vocabulary
+from forge import chat, models, vocabulary
 from forge.errors import ENVIRONMENT, ForgeError, one_line
+from forge.llamacpp import converter, llama
 
 ANSWER = {"role": "assistant", "content": "Good day"}
 # What the converter says last, and what helps. Llama.cpp knows a tokenizer by a hash of how it splits one text.

@@ -7,7 +7,8 @@ whole words, letter case and spaces aside. That tells what a model knows, not ho
 import re
 from pathlib import Path
 
-from forge import chat, decoding, files, llama
+from forge import chat, files
+from forge.llamacpp import decoding, llama
 from forge.progress import Told, untold
 
 # A character that goes on with a word. Thai, Burmese, Khmer, Chinese, Japanese and Korean write words without spaces

@@ -10,52 +10,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 # llama.cpp's names of its quantizations (llama_ftype, without the ALL_F32 and MOSTLY_ prefixes).
+# fmt: off
 QUANTIZATIONS = [
-    "F32",
-    "F16",
-    "BF16",
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "Q8_0",
-    "Q2_K",
-    "Q2_K_S",
-    "Q3_K_S",
-    "Q3_K_M",
-    "Q3_K_L",
-    "Q4_K_S",
-    "Q4_K_M",
-    "Q5_K_S",
-    "Q5_K_M",
-    "Q6_K",
-    "IQ2_XXS",
-    "IQ2_XS",
-    "IQ2_S",
-    "IQ2_M",
-    "IQ3_XXS",
-    "IQ3_XS",
-    "IQ3_S",
-    "IQ3_M",
-    "IQ1_S",
-    "IQ1_M",
-    "IQ4_NL",
-    "IQ4_XS",
-    "TQ1_0",
-    "TQ2_0",
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M",
+    "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS",
+    "IQ3_XS", "IQ3_S", "IQ3_M", "IQ1_S", "IQ1_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
 ]
+# fmt: on
 # What llama.cpp refuses to make without one (tests/test_importance.py tries each).
-NEEDS_IMPORTANCE_MATRIX = {
-    "IQ1_S",
-    "IQ1_M",
-    "IQ2_XXS",
-    "IQ2_XS",
-    "IQ2_S",
-    "IQ2_M",
-    "IQ3_XXS",
-    "IQ3_XS",
-    "Q2_K_S",
-}
+NEEDS_IMPORTANCE_MATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"}
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -484,106 +447,6 @@ class TrainingConfig(Section):
     ollama: Ollama = Ollama()
     serve: Serve = Serve()
     upload: Upload = Upload()
-
-
-def contradictions(config: TrainingConfig) -> list[tuple[str, str, str]]:
-    """Values that are fine alone and impossible together: (key, cause, remedy)."""
-    found = []
-    if config.data.max_tokens > config.training.max_length:
-        found.append(
-            (
-                "data.max_tokens",
-                f"rows of {config.data.max_tokens} tokens do not fit training.max_length {config.training.max_length}",
-                f"set data.max_tokens to {config.training.max_length} or raise training.max_length",
-            )
-        )
-    if config.ollama.num_ctx is not None and config.ollama.num_ctx < config.training.max_length:
-        found.append(
-            (
-                "ollama.num_ctx",
-                f"a context of {config.ollama.num_ctx} tokens is shorter than what was trained "
-                f"({config.training.max_length}): Ollama would cut the system prompt away",
-                f"set ollama.num_ctx to {config.training.max_length} or more, or to null",
-            )
-        )
-    if config.model.revision and config.model.base_model_name.startswith((".", "/", "~", "pypi:")):
-        found.append(
-            (
-                "model.revision",
-                "a revision belongs to a Hub id only",
-                "remove it, or name a Hub id as the base",
-            )
-        )
-    needing = [name for name in config.gguf.quantizations if name in NEEDS_IMPORTANCE_MATRIX]
-    if needing and not config.gguf.importance_matrix:
-        found.append(
-            (
-                "gguf.quantizations",
-                f"{needing[0]} needs an importance matrix",
-                "set gguf.importance_matrix to true, or choose a larger one",
-            )
-        )
-    if config.evaluation.max_new_tokens > config.training.max_length:
-        found.append(
-            (
-                "evaluation.max_new_tokens",
-                "answers longer than training.max_length were never trained",
-                f"set it to {config.training.max_length} or less",
-            )
-        )
-    whole = [name for name in config.gguf.quantizations if name in ("F32", "F16", "BF16")]
-    if whole and not config.merge.keep:
-        found.append(
-            (
-                "merge.keep",
-                f"{whole[0]} is made from the merged model, which is not kept",
-                f"set merge.keep to true, or take {whole[0]} off gguf.quantizations",
-            )
-        )
-    if config.gguf.importance_matrix and not config.merge.keep:
-        found.append(
-            (
-                "merge.keep",
-                "an importance matrix is measured on the merged model, which is not kept",
-                "set merge.keep to true or gguf.importance_matrix to false",
-            )
-        )
-    upload = config.upload
-    if upload.repo and len(upload.what) > 1 and "{what}" not in upload.repo:
-        found.append(
-            (
-                "upload.repo",
-                f"{' and '.join(upload.what)} would share one repository, which has one card",
-                f"write {upload.repo}-{{what}}, or name one kind in upload.what",
-            )
-        )
-    training = config.training
-    if training.stages[0] != "sft" or len(set(training.stages)) != len(training.stages):
-        found.append(
-            (
-                "training.stages",
-                "the stages are sft first, then dpo or kto, each once",
-                "write [sft], [sft, dpo], [sft, kto] or [sft, dpo, kto]",
-            )
-        )
-    if training.keep == "best" and training.save_steps % training.eval_steps:
-        found.append(
-            (
-                "training.save_steps",
-                f"the best checkpoint cannot be kept: checkpoints every {training.save_steps} steps, validation loss "
-                f"every {training.eval_steps}",
-                "make save_steps a multiple of eval_steps, or set training.keep to last",
-            )
-        )
-    if "kto" in training.stages and training.preference.per_device_train_batch_size == 1:
-        found.append(
-            (
-                "training.preference.per_device_train_batch_size",
-                "kto compares the rows of a batch with each other, so one row at once teaches nothing",
-                "set it to 2 or more, and halve training.preference.gradient_accumulation_steps",
-            )
-        )
-    return found
 
 
 def editor_schema() -> dict:

@@ -2,9 +2,11 @@
 
 import contextlib
 
-from forge import chat, llama, ollama
+from forge import chat
 from forge.conversations import CONVERSATIONS, RARE, TEXTS
 from forge.errors import ForgeError
+from forge.llamacpp import llama
+from forge.modelfile import ollama
 
 Asked = dict[str, list[dict]]
 

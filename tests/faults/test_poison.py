@@ -14,8 +14,8 @@ import harm
 import pytest
 import yaml
 from forge import config, files, graph, manifest, phase, schema
-from forge.data import scenarios
 from forge.errors import ForgeError
+from forge.reading import scenarios
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -1,1 +1,1 @@
-"""From sources to rows: readers, screening, near-duplicates, and the writer of a dataset package."""
+"""Rows of documents, scenarios and records; near-duplicates, splits, and the writer of a dataset package."""

@@ -21,6 +21,7 @@ OFTEN = 500  # parts between two commits: a run that is stopped goes on from the
 # What reads and counts documents: another version may give other rows.
 LIBRARIES = ("markdown-it-py", "docutils", "beautifulsoup4", "markdownify", "mammoth", "pypdf", "rensa")
 LIBRARIES += ("detect-secrets", "phonenumbers", "tokenizers", "transformers")
+ROOMS = ("reading", "screening", "data")  # beside them, of ours
 
 
 class Cache:
@@ -127,8 +128,9 @@ def _decode(packed: bytes) -> dict:
 
 def code_digest() -> str:
     """Digest of the modules and tables that make rows, and of the libraries' versions."""
-    here = Path(__file__).parent
-    paths = [*here.glob("*.py"), *here.glob("*.txt"), *(here.parent / f"{name}.py" for name in ("chat", "questions"))]
+    forge = Path(__file__).parents[1]
+    paths = [path for room in ROOMS for path in (forge / room).iterdir() if path.suffix in (".py", ".txt")]
+    paths += [forge / f"{name}.py" for name in ("chat", "questions")]
     versions = []
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -10,9 +10,9 @@ these rows do was not measured.
 from collections import defaultdict
 from pathlib import Path
 
-from forge.data import records
 from forge.data.rows import chance
 from forge.errors import ForgeError
+from forge.reading import records
 from forge.sources import SAFETY_ROWS
 
 KINDS = ("bypass_refused", "harm_refused", "edgy_answered", "distress_answered")

@@ -204,7 +204,7 @@ def check_xformers(machine: Machine) -> Result:
 
 
 def check_llama(machine: Machine) -> Result:
-    from forge import llama
+    from forge.llamacpp import llama
 
     llama_cpp = llama.library()
     version = llama_cpp.__version__
@@ -300,7 +300,7 @@ def compare(name: str, pin: str) -> str | None:
 
 
 def check_converter(machine: Machine) -> Result:
-    from forge import llama
+    from forge.llamacpp import llama
 
     return Result(OK, f"convert_hf_to_gguf.py, conversion/ and gguf-py/ in {llama.source()}")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forge import chat, files, questions
-from forge.data import scenarios
 from forge.errors import ForgeError
+from forge.reading import scenarios
 from forge.sources import EVALUATION_SETS
 
 TARGETS = ("ai_psychosis", "reality_break")

@@ -8,7 +8,8 @@ import json
 import re
 from pathlib import Path
 
-from forge import VERSION, chat, ggufmeta, manifest
+from forge import VERSION, chat, manifest
+from forge.llamacpp import ggufmeta
 from forge.publishing import licences
 from forge.publishing.evidence import Evidence
 from forge.publishing.scan import Item

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from forge import files, ggufmeta, models
+from forge import files, models
 from forge.errors import INTEGRITY, ForgeError
+from forge.llamacpp import ggufmeta
 from forge.publishing import card, licences
 from forge.publishing.evidence import Evidence
 from forge.publishing.scan import Item

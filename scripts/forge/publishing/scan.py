@@ -6,8 +6,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from forge import files, llama
+from forge import files
 from forge.errors import DATA_REFUSED, INTEGRITY, ForgeError
+from forge.llamacpp import llama
 
 WEIGHTS = (".gguf", ".safetensors")
 LONGEST_HEADER = 1 << 27  # bytes of a safetensors header; the format's own limit is 100 MB
@@ -76,7 +77,7 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
 
 
 def _refuse(item: Item, text: str) -> None:
-    from forge.data import secrets
+    from forge.screening import secrets
 
     found = secrets.find(text)
     if found:

@@ -4,8 +4,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from forge import converter
 from forge.graph import Layout
+from forge.llamacpp import converter
 from forge.progress import Told, untold
 from forge.quantizing import process
 from forge.quantizing.process import Unsupported

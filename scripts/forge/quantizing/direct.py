@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forge import llama
+from forge.llamacpp import llama
 from forge.progress import Told
 from forge.quantizing import ggml, source
 from forge.quantizing.source import Unsupported

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from forge import llama
 from forge.errors import ENVIRONMENT, ForgeError, one_line
 from forge.graph import Layout
+from forge.llamacpp import llama
 from forge.progress import Told, untold
 from forge.quantizing.source import Unsupported
 

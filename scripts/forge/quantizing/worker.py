@@ -20,8 +20,8 @@ def main() -> None:
     models.prepare()
     import torch
 
-    from forge.errors import ForgeError
-    from forge.phase import explained, peak_mb
+    from forge.errors import ForgeError, explained
+    from forge.provenance import peak_mb
     from forge.quantizing.source import Unsupported
     from forge.weights.merging import Unmergeable
 

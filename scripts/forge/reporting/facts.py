@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from forge import graph, manifest, state
 from forge.config import Config
-from forge.data import secrets
 from forge.errors import INTEGRITY, ForgeError
-from forge.reporting import answers, drawing, lineage, results
+from forge.reporting import answers, diagram, drawing, results
+from forge.screening import secrets
 
 MOST = 200  # rows of a table of the page
 EXAMPLES = 20  # of what was dropped
@@ -35,7 +35,7 @@ def gather(configuration: Config) -> dict:
         "given": given(configuration.path),
         "headline": headline(listed, verdicts),
         "states": {name: {"name": found.name, "note": found.note} for name, found in states.items()},
-        "gates": [lineage.gate(states[name], verdict) for name, verdict in verdicts.items()],
+        "gates": [diagram.gate(states[name], verdict) for name, verdict in verdicts.items()],
         "overrides": {name: told["override"] for name, told in verdicts.items() if told and told.get("override")},
         "results": table(states["modelfile"].record),
         "training": training(states["train"].record, layout),
@@ -47,7 +47,7 @@ def gather(configuration: Config) -> dict:
         "heldout": heldout(verdicts, layout),
         "data": data(states["dataset"].record, layout),
         "costs": costs(listed),
-        "lineage": lineage.diagram(states, verdicts),
+        "lineage": diagram.diagram(states, verdicts),
         "reproduction": reproduction(states),
     }
     return redacted(told)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from forge import compiling
+from forge.llamacpp import compiling
 from forge.serving.finished import Finished
 
 

@@ -10,11 +10,12 @@ import sys
 import urllib.parse
 from pathlib import Path
 
-from forge import llama, vocabulary
+from forge import vocabulary
 from forge.conversations import CONVERSATIONS
 from forge.environment.libraries import SAFE_OLLAMA
 from forge.environment.machine import in_wsl
 from forge.errors import ENVIRONMENT, GATE_NOT_PASSED, ForgeError, one_line
+from forge.llamacpp import llama
 from forge.serving import requests
 from forge.serving.finished import Finished
 

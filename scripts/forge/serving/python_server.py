@@ -4,8 +4,8 @@ import json
 import os
 import socket
 
-from forge import llama
 from forge.errors import INTEGRITY, ForgeError
+from forge.llamacpp import llama
 from forge.serving.finished import Finished
 
 LOCAL = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"  # origins of pages that may ask

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from forge import llama, models
+from forge import models
 from forge.errors import ForgeError
 from forge.graph import Layout
+from forge.llamacpp import llama
 from forge.serving.finished import Finished
 
 Turns = list[dict[str, str]]

@@ -1,7 +1,7 @@
 """Canary prompts: does the model begin to speak as one without rules while it is trained?
 
 A few attempts to make a model drop its rules (scenarios/canary.jsonl) are put to it before the first step and now and
-then afterwards. Its answers are screened as if they were to be trained on (forge.data.screening). The figure to watch
+then afterwards. Its answers are screened as if they were to be trained on (forge.screening.bypass). The figure to watch
 is how many are flagged more than before training.
 
 A proxy: it sees an answer that adopts a bypass which the screening recognises, in English, within its first tokens,
@@ -12,8 +12,9 @@ refusals with a measured sensitivity and specificity, and there is none here.
 from pathlib import Path
 
 from forge import chat, compare
-from forge.data import reference, screening, secrets
+from forge.data import reference
 from forge.errors import ForgeError
+from forge.screening import bypass, secrets
 
 PROMPTS = Path("scenarios/canary.jsonl")
 
@@ -53,7 +54,7 @@ class Canary:
         """
         found = []
         for item, question, answer in zip(self.asked, self.questions, answers, strict=True):
-            if findings := screening.findings(question, answer):
+            if findings := bypass.findings(question, answer):
                 first = findings[0]
                 told = {"id": item["id"], "rule": first.rule, "layer": first.layer}
                 found.append({**told, "excerpt": _excerpt(question, answer)})
@@ -67,5 +68,5 @@ class Canary:
 
 def _excerpt(question: list[dict], answer: str) -> str:
     """That of the answer without secrets: an excerpt leaves out its middle, where half of one would not be known."""
-    clean = screening.findings(question, secrets.redact(answer)[0])
+    clean = bypass.findings(question, secrets.redact(answer)[0])
     return clean[0].excerpt if clean else ""

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from forge import files, manifest, phase, sources
+from forge import errors, files, manifest, phase, sources
 from forge.errors import ENVIRONMENT, INTERRUPTED, OK, ForgeError
 from forge.training import ranks
 
@@ -53,7 +53,7 @@ def as_one_of_several(run: phase.Run, work: phase.Work) -> None:
         (lead if ranks.is_main() else follow)(run, work)
         ranks.barrier()  # one that ends while another still reads what it said is taken for lost
     except (Exception, KeyboardInterrupt) as error:
-        failure = ranks.lost(error) or phase.explained(error)
+        failure = ranks.lost(error) or errors.explained(error)
         leave(failure)
         raise failure from error
 
@@ -74,7 +74,7 @@ def lead(run: phase.Run, work: phase.Work) -> None:
     except (Exception, KeyboardInterrupt) as error:
         if not told:
             with contextlib.suppress(RuntimeError):  # they are gone already
-                ranks.from_main(phase.explained(error))
+                ranks.from_main(errors.explained(error))
                 ranks.barrier()
         raise
     if not told:

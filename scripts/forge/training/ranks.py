@@ -8,7 +8,7 @@ import datetime
 import os
 from collections.abc import Callable
 
-from forge import models, phase
+from forge import errors, models
 from forge.errors import ENVIRONMENT, ForgeError
 
 PATIENCE = datetime.timedelta(minutes=30)  # as transformers' own: the main process hashes 15 GB in half a minute
@@ -117,7 +117,7 @@ def on_main(function: Callable, *given: object) -> object:
         try:
             value = function(*given)
         except Exception as error:  # else the others would wait for an answer
-            failure = phase.explained(error)
+            failure = errors.explained(error)
     value, failure = from_main((value, failure))
     if failure is not None:
         raise failure

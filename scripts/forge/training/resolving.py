@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from forge import estimate, files, models
-from forge.planning import machine
+from forge import files, models
+from forge.planning import estimate, machine
 from forge.training import choices, ranks
 
 

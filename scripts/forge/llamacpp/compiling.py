@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from forge import files, llama
+from forge import files
 from forge.errors import ENVIRONMENT, ForgeError
+from forge.llamacpp import llama
 
 LIBRARIES = ("llama-common", "llama", "ggml", "ggml-base")
 INCLUDES = ("common", "include", "ggml/include", "vendor")

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forge import files
-from forge.data import bypass_rules as rules
-from forge.data.disguise import Reading, readings, uncovered
 from forge.errors import ForgeError
+from forge.screening import bypass_rules as rules
+from forge.screening.disguise import Reading, readings, uncovered
 
 TOWARDS = ("supervised", "chosen", "desirable")  # roles of answers that training makes likelier
 AWAY = ("rejected", "undesirable")

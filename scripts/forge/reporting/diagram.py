@@ -1,7 +1,7 @@
 """The lineage as a diagram: what was made from what, with its digest, and the gates between."""
 
 from forge import manifest
-from forge.ggufmeta import public_name
+from forge.llamacpp.ggufmeta import public_name
 from forge.state import DELETED, FAILED, MISSING, STALE, State
 
 WIDE, HIGH, GAP, LANE = 360, 62, 56, 34  # units of the SVG: its width, a box, the room between two, the base's lane

@@ -20,9 +20,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from forge import files
-from forge.data import tables
-from forge.data.tables import Problem, Rejected
 from forge.errors import ForgeError
+from forge.reading import json_records, raw
+from forge.reading.raw import Problem, Rejected
 
 GOOD, POOR = 0.8, 0.3  # scores: above the first an answer is fit to train, under the second it is a bad one
 WAIT = 5  # seconds that another program may hold the database locked
@@ -97,7 +97,7 @@ def _require_targets(wanted: list[str], found: list[Scenario | Rejected], name: 
     missing = next((target for target in wanted if target not in known), None)
     if missing is None:
         return
-    remedy = f"correct data.sources: targets; it holds {tables.shown(known) or 'no scenario at all'}"
+    remedy = f"correct data.sources: targets; it holds {raw.shown(known) or 'no scenario at all'}"
     if found and not known:
         remedy = f"correct the records, first {found[0].origin}: {found[0].reason}"
     raise ForgeError(f"{name} holds no scenario for the target {missing!r}", remedy)
@@ -108,7 +108,7 @@ def _made(target: object, made: Callable[..., Scenario], values: tuple | dict, o
     try:
         return target, made(values, origin)
     except Problem as problem:
-        return _target(target), Rejected(origin, str(problem), tables.fault(values)[1])
+        return _target(target), Rejected(origin, str(problem), raw.fault(values)[1])
 
 
 def _target(value: object) -> str | None:
@@ -281,7 +281,7 @@ def _opened(path: Path, name: str) -> Iterator[sqlite3.Connection]:
     try:
         with contextlib.closing(sqlite3.connect(_address(path, name), uri=True, timeout=WAIT)) as database:
             # SQLite's own error for text that is no UTF-8 quotes that text, and ends the reading.
-            database.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+            database.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
             _require_schema(database, name)
             yield database
     except sqlite3.Error as error:
@@ -368,13 +368,13 @@ def _json(path: Path, name: str) -> Iterator[tuple[str | None, Scenario | Reject
             "export again when scenario-forge has scenarios (rated ones, for --min-rating), or remove that source",
         )
     try:
-        for element in tables.elements(text, text.index("[") + 1 if begin == "[" else 0, begin == "["):
+        for element in json_records.elements(text, text.index("[") + 1 if begin == "[" else 0, begin == "["):
             yield _of_element(element, f"{name}:{element.line}")
-    except tables.Broken as error:
+    except json_records.Broken as error:
         raise ForgeError(f"{name}:{error.line}: {error}", "export it again, or correct what stands there") from None
 
 
-def _of_element(element: tables.Element, origin: str) -> tuple[str | None, Scenario | Rejected]:
+def _of_element(element: json_records.Element, origin: str) -> tuple[str | None, Scenario | Rejected]:
     target = element.value.get("evaluation_target") if isinstance(element.value, dict) else None
     if element.problem:
         return _target(target), Rejected(origin, element.problem, element.end - element.begin)

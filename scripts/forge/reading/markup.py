@@ -15,9 +15,9 @@ from bs4.dammit import EncodingDetector
 from bs4.element import CData, Comment, PreformattedString, ProcessingInstruction
 from markdownify import ATX, MarkdownConverter
 
-from forge.data import documents
-from forge.data.documents import Builder
 from forge.errors import ForgeError
+from forge.reading import documents
+from forge.reading.documents import Builder
 
 
 def _names(text: str) -> frozenset[str]:

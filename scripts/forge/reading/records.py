@@ -1,6 +1,6 @@
 """Records to train on, in the field's formats: conversations, prompt and answer, preference pairs, labelled answers.
 
-The format is detected from a file's keys, one format a file; tables.py reads the files. Each record becomes turns of
+The format is detected from a file's keys, one format a file; record_files.py reads them. Each record becomes turns of
 system, user and assistant: a prompt, and one answer (or two of a pair) of the assistant. What is wrong with a record
 is said of that record. Nothing in a file is ever executed.
 
@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forge.data import scenarios, tables
-from forge.data.conflicts import Conflicts
-from forge.data.tables import Problem, Rejected
 from forge.errors import ForgeError
+from forge.reading import raw, record_files, scenarios
+from forge.reading.conflicts import Conflicts
+from forge.reading.raw import Problem, Rejected
 
 ROLES = {"system": "system", "user": "user", "human": "user", "prompter": "user"}
 ROLES |= {
@@ -91,7 +91,7 @@ def read(path: Path, name: str) -> Iterator[Record | Rejected]:
 def _detect(path: Path, name: str) -> "Shape":
     """The format of the first record that is an object."""
     why = "it is empty"
-    for item in tables.rows(path, name, known):
+    for item in record_files.rows(path, name, known):
         if isinstance(item, Rejected):
             why = f"{item.origin}: {item.reason}" if why == "it is empty" else why
         elif not isinstance(item.value, dict):
@@ -116,7 +116,7 @@ def _require_shape(row: dict, origin: str) -> "Shape":
     if shape is None and "evaluation_target" in row:
         raise ForgeError(f"{origin}: a scenario, no record to train on", "write kind: scenario_json for that source")
     if shape is None:
-        raise ForgeError(f"{origin}: no known format has the keys {tables.shown(row)}", REMEDY)
+        raise ForgeError(f"{origin}: no known format has the keys {raw.shown(row)}", REMEDY)
     if shape.format == "transcript" and not _is_spoken(row["text"]):
         raise ForgeError(
             f"{origin}: plain text, no conversation",
@@ -126,7 +126,7 @@ def _require_shape(row: dict, origin: str) -> "Shape":
 
 
 def _items(path: Path, name: str, shape: "Shape") -> Iterator[Record | Rejected]:
-    for item in tables.rows(path, name, known):
+    for item in record_files.rows(path, name, known):
         if isinstance(item, Rejected):
             yield item
         elif not isinstance(item.value, dict):
@@ -141,7 +141,7 @@ def _items(path: Path, name: str, shape: "Shape") -> Iterator[Record | Rejected]
             yield _record(item, shape)
 
 
-def _record(item: tables.Row, shape: "Shape") -> Record | Rejected:
+def _record(item: raw.Row, shape: "Shape") -> Record | Rejected:
     try:
         prompt, answers = shape.convert(item.value, shape)
         for key, turns in answers.items():

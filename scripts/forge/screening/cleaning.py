@@ -5,8 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-from forge.data import secrets
-from forge.data.documents import Unit
+from forge.reading.documents import Unit
+from forge.screening import secrets
 
 LEAST = 16  # characters of a line of a secret that is looked for by itself: shorter ones are words
 

@@ -17,9 +17,9 @@ import json
 import re
 from pathlib import Path
 
-from forge.data import documents
-from forge.data.documents import Builder
 from forge.errors import ForgeError
+from forge.reading import documents
+from forge.reading.documents import Builder
 
 LARGEST_TREE = 32 << 20  # bytes that a library may turn into a tree of up to 50 times the size
 PARAGRAPH = re.compile(r"(?:<(?:table|thead|tbody|tr|th|td|ul|ol|li|blockquote)[^>]*>)*<(?:p|h[1-6]|li|pre)[ >]")
@@ -125,7 +125,7 @@ WORD_STYLES = "\n".join(
 
 def html(name: str, raw: bytes) -> Builder:
     """A page of HTML in UTF-8 or in the character set that it declares."""
-    from forge.data import markup
+    from forge.reading import markup
 
     refuse_large(name, len(raw))
     builder = Builder(name)
@@ -135,7 +135,7 @@ def html(name: str, raw: bytes) -> Builder:
 
 def restructured_text(name: str, raw: bytes) -> Builder:
     """reStructuredText; directives and roles that docutils does not know (Sphinx's) are kept as text."""
-    from forge.data import markup, rst
+    from forge.reading import markup, rst
 
     refuse_large(name, len(raw))
     builder, text = Builder(name), documents.decode(name, raw)
@@ -150,7 +150,7 @@ def word(name: str, raw: bytes) -> Builder:
     """A Word file. Its lines are its paragraphs, empty ones not counted, and a heading 1 stands below the title."""
     import mammoth
 
-    from forge.data import markup
+    from forge.reading import markup
 
     _refuse_zip_bomb(name, raw)
     found = mammoth.convert_to_html(

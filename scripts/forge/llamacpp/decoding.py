@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forge import llama
 from forge.errors import ENVIRONMENT, INTEGRITY, ForgeError
+from forge.llamacpp import llama
 from forge.progress import Told, untold
 
 CACHE_BYTES = 5e8  # keys and values of the answers that are written at once

@@ -1,7 +1,7 @@
 """llama.cpp: where its source is, its quantizer and its runtime.
 
 The set-up builds llama-cpp-python from its source distribution and unpacks the llama.cpp inside it, so that
-converter (forge/converter.py) and library are of one commit.
+converter (converter.py) and library are of one commit.
 """
 
 import ctypes
@@ -166,7 +166,7 @@ def prompt_writer(model):
 def header(path: Path, remedy: str | None = None) -> dict[str, object]:
     """Metadata of a GGUF file: key -> value, long lists left out (None). `remedy`: for a file that is not ours.
 
-    The file may be anybody's: it is parsed in a process of its own, with little memory and time (forge/header.py).
+    The file may be anybody's: it is parsed in a process of its own, with little memory and time (header.py).
     Raises ForgeError (6) for a damaged file, or one that takes more.
     """
     base = next((Path(library().__file__).parent / "lib").glob("libggml-base.*"))

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from forge import chat, files, llama, models
+from forge import chat, files, models
 from forge.errors import INTEGRITY, ForgeError, one_line
+from forge.llamacpp import llama
 
 # Its names: of the quantizations that it writes itself, and of the weights' types.
 WHOLE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from forge.data.disguise import Watch
+from forge.screening.disguise import Watch
 
 PATTERNS = Path(__file__).with_name("bypass_patterns.txt")
 NEGATION = "(?:not|no|never|nor|neither|without|why|what|whether|if|how|wont|cant|cannot|dont|isnt|arent|than|unlike)"

@@ -2,7 +2,7 @@
 
 llama.cpp's own llama-imatrix runs the 16-bit GGUF over training rows and sums up the squares of what enters each
 matrix; the quantizer then keeps the weights that meet large ones more exactly. The tool is compiled on first use
-(forge/compiling.py). Held-out rows are never read: fidelity is measured on them.
+(compiling.py). Held-out rows are never read: fidelity is measured on them.
 """
 
 import json
@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from forge import chat, compiling, files
+from forge import chat, files
 from forge.errors import INTEGRITY, ForgeError
+from forge.llamacpp import compiling
 
 TOKENS = 32768  # of training rows at most; 8,192 and 20,480 gave the starter the same within chance
 TEXT, MATRIX = "importance.txt", "importance.gguf"

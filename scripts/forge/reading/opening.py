@@ -7,9 +7,9 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from forge.data import documents, readers
-from forge.data.documents import Builder, Document
 from forge.errors import ENVIRONMENT, ForgeError
+from forge.reading import documents, readers
+from forge.reading.documents import Builder, Document
 
 # What a library quotes in a message may be the document's text, a password in it included.
 QUOTED = re.compile(r"""(?<!\w)b?(['"]).*?(?:\1|$)""", re.DOTALL)

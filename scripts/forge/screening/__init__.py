@@ -1,0 +1,1 @@
+"""What must not be trained: bypass data, secrets, personal data."""
