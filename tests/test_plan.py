@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from forge import config, models
-from forge.planning import estimate, machine, remedy, source
+from forge import chat, config, files, graph, manifest, models
+from forge.planning import estimate, machine, remedy, rows, source
 from forge.planning.phases import Planner
+from forge.training.choices import Choices, fitting
 from forge.weights import hollow
 
 
@@ -23,6 +24,55 @@ def planned(checkout, tiny_base, write_config):
         return Planner(configuration, base, estimator, there).plan()
 
     return plan
+
+
+def test_seconds_on_record_are_told_of_the_same_base_alone(planned, checkout, write_config):
+    """A 7B's training was once announced with the starter's twelve seconds."""
+    layout = config.load(write_config(checkout)).layout
+
+    def write(phase: str, seconds: float, inputs: list[dict]) -> str:
+        record = graph.BY_NAME[phase].record(layout)
+        files.write_text(record.parent / "a.bin", phase)
+        content = {"subject": manifest.describe(record.parent, ["a.bin"]), "inputs": inputs, "seconds": seconds}
+        manifest.write(record, content)
+        return manifest.digest(content)
+
+    base = write("model", 3.0, [])
+    write("train", 12.0, [{"name": "model", "sha256": base}])
+    write("merge", 4.0, [{"name": "model", "sha256": "0" * 64}])
+    told = {row.phase: (row.seconds, row.recorded) for row in planned(64 << 30).rows}
+    assert told["model"] == (3.0, True)
+    assert told["train"] == (12.0, True)
+    assert told["merge"][1] is False and told["merge"][0] > 0
+
+
+def test_what_runs_on_the_cpu_is_timed_by_the_cpu(planned, monkeypatch):
+    """A card's rate would announce the checks of a GGUF file, which no card does, in seconds."""
+    rates = {"cuda": machine.Rates(1e13, 1e9), "cpu": machine.Rates(1e10, 1e9)}
+    monkeypatch.setattr(machine, "rates", lambda device, dtype, cache: rates[device])
+    monkeypatch.setattr("forge.planning.phases.fitting", on_a_card)
+    slow = {row.phase: row.seconds for row in planned(64 << 30).rows}
+    rates["cpu"] = machine.Rates(1e12, 1e9)
+    fast = {row.phase: row.seconds for row in planned(64 << 30).rows}
+    assert [name for name in slow if slow[name] != fast[name]] == ["verify-merged", "verify-gguf"]
+    assert slow["verify-gguf"] > fast["verify-gguf"]
+
+
+def on_a_card(settings: dict, estimator, free: int) -> Choices:
+    return replace(fitting(settings, estimator, free), device="cuda", optimizer="adamw_8bit")
+
+
+def test_the_tokens_of_a_stage(tmp_path, tiny_base):
+    """Of three hundred rows some are counted; both answers of a pair are."""
+    tokenizer = models.tokenizer(tiny_base)
+    turns = [{"role": "user", "content": "Who are you?"}], [{"role": "assistant", "content": "Maja, a bee."}]
+    pair = {"prompt": turns[0], "chosen": turns[1], "rejected": turns[1]}
+    files.write_text(tmp_path / "train.jsonl", files.json_line({"messages": [*turns[0], *turns[1]]}) * 300)
+    files.write_text(tmp_path / "preference.jsonl", files.json_line(pair) * 5)
+    one = len(chat.encode_row(tokenizer, {"prompt": turns[0], "completion": turns[1]})["input_ids"])
+    assert rows.tokens(tmp_path, "sft", tokenizer) == 300 * one
+    assert rows.tokens(tmp_path, "dpo", tokenizer) == 10 * one
+    assert rows.tokens(tmp_path, "kto", tokenizer) is None
 
 
 def test_weights_are_counted_exactly(tiny_base):

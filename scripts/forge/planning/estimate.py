@@ -87,6 +87,13 @@ class Estimator:
     def batches(self, settings: dict) -> list[Batch]:
         return rows.worst(settings, self.dataset, self.tokenizer, self.limit)
 
+    def tokens(self, settings: dict) -> dict[str, int | None]:
+        """About how many tokens the rows of each stage have; None where they are not known."""
+        stages = settings["training"]["stages"]
+        if not self.statistics:
+            return dict.fromkeys(stages)
+        return {stage: rows.tokens(self.dataset, stage, self.tokenizer) for stage in stages}
+
     def step(self, settings: dict, choices: Choices, batch: Batch, accumulated: bool) -> int:
         """Bytes that a step holds at most, beside weights and optimizer."""
         from forge.planning import step

@@ -145,20 +145,19 @@ def free_card() -> int | None:
     return torch.cuda.mem_get_info(0)[0] if torch.cuda.is_available() else None
 
 
-def rates(dtype: str, cache: Path) -> Rates:
-    """How fast this machine is, measured once and kept in `cache`; `dtype` of the matrices."""
+def rates(device: str, dtype: str, cache: Path) -> Rates:
+    """How fast a device of this machine is, measured once and kept in `cache`; `dtype` of the matrices."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name(0) if device == "cuda" else f"{torch.get_num_threads()} threads"
+    name = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name(0)
     key = f"{device} {name} {dtype} {torch.__version__}"
+    known = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(cache.read_text(encoding="utf-8"))
-        if known["key"] == key:
-            return Rates(**known["rates"])
+        return Rates(**known[key])
     found = Rates(multiplying(device, dtype), hashing())
     with contextlib.suppress(OSError):
-        files.write_json(cache, {"key": key, "rates": asdict(found)})
+        files.write_json(cache, {**known, key: asdict(found)} if isinstance(known, dict) else {key: asdict(found)})
     return found
 
 

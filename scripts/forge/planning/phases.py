@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from forge import compare, disk, graph, manifest, models
@@ -14,7 +15,7 @@ from forge.training.choices import Choices, fitting
 from forge.weights.hollow import Weights
 
 PROMPT = 64  # tokens of a question that is not known
-PAIRS, PAIR_TOKENS = 208, 660  # of a target of scenarios/evaluation/; the three answers, each with its question
+PAIRS, PAIR_TOKENS = 208, 440  # of a target of scenarios/evaluation/; a question with its three answers
 PROMPTS, ANSWERED = 3, 48  # sets of prompts that make evaluate asks, and what it asks of each at most
 
 
@@ -51,7 +52,9 @@ class Planner:
         self.free = there.memory if there.card is None else there.card
         self.choices = fitting(self.settings, estimator, self.free)
         self.needed = estimator.train(self.settings, self.choices)
-        self.rates = machine.rates(self.choices.dtype, self.layout.build / "rates.json")
+        known = self.layout.build / "rates.json"
+        self.rates = machine.rates(self.choices.device, self.choices.dtype, known)
+        self.on_cpu = machine.rates("cpu", "float32", known)
 
     def plan(self) -> Plan:
         disks = self.disks()
@@ -88,9 +91,13 @@ class Planner:
         return needs.small(tokenizer)
 
     def held_out_tokens(self) -> int:
-        """Tokens that are scored: evaluation.heldout_rows rows of the usual length, or of the longest possible."""
-        median = self.estimator.statistics.get("tokens", {}).get("median") or self.estimator.limit
-        return self.values.evaluation.heldout_rows * median
+        """Tokens of the rows that are scored: evaluation.heldout_rows of the usual length, or of the longest possible.
+
+        Half of them carry loss, and no more rows are taken once their scores fill compare.SCORE_BYTES.
+        """
+        usual = self.estimator.statistics.get("tokens", {}).get("median") or self.estimator.limit
+        most = 2 * compare.SCORE_BYTES // (4 * self.estimator.text.vocab_size) + usual
+        return min(self.values.evaluation.heldout_rows * usual, most)
 
     def measured_in(self) -> str:
         """What verify-adapter and evaluate compute in."""
@@ -172,14 +179,26 @@ class Planner:
     # -- time -----------------------------------------------------------------------------------------------
 
     def seconds(self, row: graph.Phase) -> tuple[float | None, bool]:
-        """Seconds and whether they were recorded when the phase was done last."""
+        """Seconds and whether they were recorded when the phase was done last, on this base."""
         content = manifest.read(row.record(self.layout))
-        if content and "seconds" in content:
+        if content and "seconds" in content and (row.name == "model" or self.base_of(content) == self.base_here):
             return content["seconds"], True
         about = self.about(row.name)
         return (None if about is None else about + times.LOADED), False
 
+    @cached_property
+    def base_here(self) -> str | None:
+        """Digest of this config's base; None where it is not here."""
+        content = manifest.read(graph.BY_NAME["model"].record(self.layout))
+        return manifest.digest(content) if content else None
+
+    def base_of(self, content: dict) -> str:
+        """Digest of the base that a record's phase was done with."""
+        return next((item["sha256"] for item in content["inputs"] if item["name"] == "model"), "")
+
     def about(self, name: str) -> float | None:
+        """Seconds from work and rates; None for what no weight is computed with. Verification of what ships runs on
+        the CPU, whatever trained it."""
         weights, rates, evaluation = self.estimator.weights, self.rates, self.values.evaluation
         size = weights.total * needs.BYTES[self.values.model.dtype]
         scored, answers = self.held_out_tokens(), evaluation.questions * evaluation.max_new_tokens
@@ -194,27 +213,28 @@ class Planner:
         if name == "merge":
             return times.merge(size if self.values.merge.keep else 0, rates)
         if name == "verify-merged":
-            return times.score(weights, 3 * scored, rates) + size / rates.hashing
+            return times.score(weights, 3 * scored, self.on_cpu) + size / rates.hashing
         if name == "gguf":
             return times.gguf(size, len(self.values.gguf.quantizations), machine.cores(), rates)
         if name == "verify-gguf":
-            return times.score(weights, 2 * scored, rates) + times.answer(weights, answers, rates)
+            return times.score(weights, 2 * scored, self.on_cpu) + times.answer(weights, answers, self.on_cpu)
         return None
 
     def training_seconds(self) -> float | None:
-        """None while the rows are not known."""
-        statistics, training = self.estimator.statistics, self.settings["training"]
-        if not statistics:
+        """Seconds of all stages; None while the rows are not known."""
+        tokens = self.estimator.tokens(self.settings)
+        if None in tokens.values():
             return None
-        tokens, steps = statistics["tokens"]["total"], self.estimator.steps(self.settings)
-        rounds = steps / training["gradient_accumulation_steps"] / training["eval_steps"]
-        mean = tokens / max(1, statistics["rows"]["train"])
-        evaluated = rounds * statistics["rows"].get("validation", 0) * mean
-        adapter = self.estimator.adapter(self.settings["lora"])
-        trained = tokens * training["num_train_epochs"]
-        return times.train(
-            self.estimator.weights, adapter, trained, self.choices.gradient_checkpointing, evaluated, self.rates
-        )
+        statistics, training = self.estimator.statistics, self.settings["training"]
+        rounds = self.estimator.steps(self.settings) / training["gradient_accumulation_steps"] / training["eval_steps"]
+        rows = statistics["rows"]
+        evaluated = rounds * rows.get("validation", 0) * tokens["sft"] / max(1, rows["train"])
+        trained = tokens["sft"] * training["num_train_epochs"]
+        preferred = sum(count for stage, count in tokens.items() if stage != "sft")
+        preferred *= training["preference"]["num_train_epochs"]
+        evaluated += preferred  # once more without the adapter, to compare with
+        adapter, again = self.estimator.adapter(self.settings["lora"]), self.choices.gradient_checkpointing
+        return times.train(self.estimator.weights, adapter, trained + preferred, again, evaluated, self.rates)
 
 
 def more_memory(there: machine.Machine, needed: int) -> str:

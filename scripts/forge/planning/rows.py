@@ -1,4 +1,7 @@
-"""The micro-batch that takes most memory: the longest rows of the data set, or rows as long as the config allows."""
+"""Rows as training meets them: the micro-batch that takes most memory, and how many tokens there are in all.
+
+Without a data set, rows are as long as the config allows.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +10,7 @@ from forge import chat, files
 from forge.planning.batch import Batch
 
 READ = 200_000_000  # bytes of a data set up to which its rows are looked at; 1 GB would take 10 s
+SAMPLE = 200  # rows whose tokens are counted to know about all
 FILES = {"sft": "train", "dpo": "preference", "kto": "kto"}
 
 
@@ -33,14 +37,27 @@ def longest(dataset: Path, stage: str, tokenizer, count: int) -> list[tuple[int,
 
     Only rows with the most letters are encoded: four times as many as are wanted, and 16 more.
     """
-    path = dataset / f"{FILES[stage]}.jsonl"
-    if not path.is_file() or path.stat().st_size > READ:
-        return []
-    rows = [item for row in files.read_jsonl(path) for item in sides(row)]
+    rows = read(dataset, stage)
     rows.sort(key=lambda row: sum(len(turn["content"]) for turn in chat.messages_of(row)), reverse=True)
     encoded = (chat.encode_row(tokenizer, row) for row in rows[: 4 * count + 16])
     found = [(len(item["input_ids"]), carrying(item["labels"])) for item in encoded]
     return sorted(found, reverse=True)[:count]
+
+
+def tokens(dataset: Path, stage: str, tokenizer) -> int | None:
+    """About how many tokens the rows of a stage have, by some of them; None where none can be read."""
+    rows = read(dataset, stage)
+    some = rows[:: max(1, len(rows) // SAMPLE)]
+    counted = sum(len(chat.encode_row(tokenizer, row)["input_ids"]) for row in some)
+    return counted * len(rows) // len(some) if some else None
+
+
+def read(dataset: Path, stage: str) -> list[dict]:
+    """The rows of a stage; none where there is no file or it is too large."""
+    path = dataset / f"{FILES[stage]}.jsonl"
+    if not path.is_file() or path.stat().st_size > READ:
+        return []
+    return [item for row in files.read_jsonl(path) for item in sides(row)]
 
 
 def sides(row: dict) -> Iterator[dict]:

@@ -1,19 +1,21 @@
 """About how long each phase takes: floating-point work divided by a measured rate, and shares of that rate that were
-measured on the starter. Rough: a factor of two either way is usual."""
+measured. Rough: a factor of two either way is usual, and no share was measured on a GPU."""
 
 from forge.planning.machine import Rates
 from forge.weights.hollow import Weights
 
-# Shares of the rate of large matrix products, measured with the starter on two cores: 312 tokens/s of training,
-# 1,302 of forward passes, 464 of answers, 24 at once. Larger models do better; none was measured.
-TRAINING, SCORING, ANSWERING = 0.2, 0.4, 0.14
-MERGED = 190e6  # bytes a second: a model of 15.2 GB took 72 to 93 s on a machine that was slow that day
-QUANTIZED = 41e6  # bytes a second of 16-bit weights on one core: 186 s on two
+# Shares of the rate of large matrix products, measured with the starter on two cores: 200 tokens/s of training,
+# 610 of the evaluation's pairs, 170 of answers, 48 at once. Scoring with a 7B from the disk had the same share.
+TRAINING, SCORING, ANSWERING = 0.55, 0.8, 0.26
+MERGED = 345e6  # bytes a second: a model of 15.2 GB took 44 s
+QUANTIZED = (
+    24e6  # bytes a second of 16-bit weights on one core, merged on the way: a model of 15.2 GB took 328 s on two
+)
 LOADED = 6.0  # seconds in which the libraries are imported
 
 
 def train(weights: Weights, adapter: int, tokens: float, checkpointing: bool, evaluated: float, rates: Rates) -> float:
-    """Seconds for `tokens` trained and `evaluated` more that only a loss is measured of.
+    """Seconds for `tokens` trained and `evaluated` more that are only computed forward.
 
     A frozen weight costs two operations a token forward and two backward, a trained one two more (Kaplan et al. 2020);
     checkpointing repeats the forward ones. The vocabulary is projected to for half the tokens.
