@@ -111,7 +111,8 @@ def train(point: Point, folder: Path, place: Path) -> None:
     from forge import models
 
     models.prepare(repeats=True)
-    from forge.training import resolving, stages, supervised
+    from forge.planning import resolving
+    from forge.training import stages, supervised
 
     settings = settings_of(point)
     tokenizer = models.tokenizer(folder)

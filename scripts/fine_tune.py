@@ -21,7 +21,8 @@ from forge.training import launch, ranks
 def work(run: phase.Run) -> dict:
     ranks.on_main(disk.require, run)
     models.prepare(repeats=True)
-    from forge.training import checkpoints, resolving, stages
+    from forge.planning import resolving
+    from forge.training import checkpoints, stages
 
     tokenizer = models.tokenizer(run.layout.base)
     known = checkpoints.folder(run) / "dtype.json"

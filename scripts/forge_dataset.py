@@ -24,7 +24,7 @@ from forge import chat, files, hub, manifest, models, phase, sources
 from forge.data import cache, datacard, parallel, reference, rows, safety
 from forge.data.package import MOST_REFUSED, Package, encode
 from forge.errors import BAD_INPUT, DATA_REFUSED, ENVIRONMENT, ForgeError
-from forge.reading import opening, records, scenarios
+from forge.reading import document_files, records, scenarios
 from forge.screening import bypass
 
 BATCH = 32  # documents, scenarios or records that a worker takes at once
@@ -158,12 +158,12 @@ class Job:
 
     def document(self, name: str) -> tuple[str | None, dict | None, dict]:
         try:
-            raw = opening.load(Path(name))
+            raw = document_files.load(Path(name))
             key = self.cache.key(name, hashlib.sha256(raw).hexdigest())
             known = self.cache.get(key)
             if known is not None:
                 return key, None, known
-            made = encode(self.maker.document(name, opening.parse(name, raw)), self.seed)
+            made = encode(self.maker.document(name, document_files.parse(name, raw)), self.seed)
             return key, made, made
         except ForgeError as error:
             told = {"origin": name, "cause": error.cause, "remedy": error.remedy, "code": error.code}

@@ -8,7 +8,7 @@ import create_modelfile
 import gguf
 import numpy as np
 from forge import config, files, graph, manifest, phase, sources
-from forge.modelfile import ollama
+from forge.templates import ollama
 from safetensors.numpy import save_file
 
 QUANTIZATIONS = ["Q4_K_M", "Q8_0"]

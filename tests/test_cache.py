@@ -1,9 +1,15 @@
 """What documents came to, kept from run to run."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from forge.data import cache, parallel
 from forge.data.package import META
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 def part(text: str) -> dict:
@@ -99,3 +105,12 @@ def test_what_is_stopped_is_kept_so_far(tmp_path):
     kept.put("key", part("row"))
     kept.close()
     assert cache.Cache(tmp_path / "cache", "base").get("key") == part("row")
+
+
+def test_the_digest_covers_every_room_whose_code_makes_rows():
+    """Else rows of older code would be taken from the cache. llamacpp: questions asks a GGUF with it."""
+    imports = "from forge.data import package, rows; from forge.reading import document_files"
+    code = f"import sys; {imports}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SCRIPTS)
+    rooms = {name.split(".")[1] for name in done.stdout.split() if name.startswith("forge.") and name.count(".") == 2}
+    assert rooms - {"llamacpp"} == set(cache.ROOMS)

@@ -12,7 +12,7 @@ import pytest
 from forge import chat, command, config, errors, graph, schema
 from forge.environment import resources
 from forge.questions import plain
-from forge.reading import opening
+from forge.reading import document_files
 from pydantic_core import PydanticUndefined
 from test_docs import leaves
 
@@ -27,7 +27,7 @@ KEYS = dict(
 )
 # What comes after `make all`: the pages are kept still, so that it retrains nobody.
 AFTER_ALL = ("serve", "upload")
-UNITS = [unit for page in PAGES for unit in opening.read(page)]
+UNITS = [unit for page in PAGES for unit in document_files.read(page)]
 GROUPS = [(unit, group) for unit in UNITS for group in unit.questions]
 PROSE = "\n\n".join(block.text for unit in UNITS for block in unit.blocks)
 EVERYTHING = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)

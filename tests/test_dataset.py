@@ -15,7 +15,7 @@ from forge.data.package import Package, encode
 from forge.data.reference import Reference
 from forge.data.rows import Maker
 from forge.errors import ForgeError
-from forge.reading import opening
+from forge.reading import document_files
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "validation", "questions")
@@ -261,7 +261,7 @@ def many_ways(forge, seeds: int = 40, **sections):
         maker = Maker(run.settings, tokenizer, Reference([]), frozenset())
         package = Package(run.staging, run.settings)
         for path in paths:
-            package.add(encode(maker.document(str(path), opening.read(path)), seed))
+            package.add(encode(maker.document(str(path), document_files.read(path)), seed))
         package.assign()
         package.write()
         found = {name: read_rows(run.staging / f"{name}.jsonl") for name in (*SPLITS, "dropped")}
@@ -390,16 +390,16 @@ def test_pipes_and_loops_do_not_hold_up(forge, mode):
 def test_a_file_that_changes_while_it_is_read_is_noticed(forge, monkeypatch):
     """The record would name the digest of bytes that no row was made from."""
     page("# Bees\n\nWords.\n\n# More\n\nMore words.\n")
-    load = opening.load
+    load = document_files.load
 
     def changed(path: Path) -> bytes:
         raw = load(path)
         path.write_bytes(raw + b"\nMore.\n")
         return raw
 
-    monkeypatch.setattr(opening, "load", changed)
+    monkeypatch.setattr(document_files, "load", changed)
     assert refused(lambda: forge(data={})).cause == "a file of data.sources changed while it was read"
-    monkeypatch.setattr(opening, "load", load)
+    monkeypatch.setattr(document_files, "load", load)
     assert rows(forge(data={}), "train")
 
 

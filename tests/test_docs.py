@@ -23,7 +23,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "scenarios/README.md",
+]
 CONFIG_PAGE = ROOT / "docs/config.md"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
@@ -328,7 +333,8 @@ def test_options_exist():
     code = {
         path.name: text_of(path) for path in [*ROOT.glob("scripts/*.*"), *ROOT.glob("bench/*.py")] if path.is_file()
     }
-    shared = text_of(ROOT / "scripts/forge/phase.py") + code["harness.py"] + '"--help"'
+    shared = "".join(text_of(ROOT / f"scripts/forge/{name}.py") for name in ("command", "phase"))
+    shared += code["harness.py"] + '"--help"'
     unknown = []
     for script, option in script_calls():
         places = [*code.values(), shared] if not script else [code[script], shared]
@@ -340,7 +346,7 @@ def test_options_exist():
 
 
 def test_paths_of_scripts_exist():
-    named = {name for page in PAGES for name in re.findall(r"scripts/(\w+\.(?:py|sh))", text_of(page))}
+    named = {name for page in PAGES for name in re.findall(r"scripts/([\w/]+\.(?:py|sh|txt))", text_of(page))}
     assert [name for name in sorted(named) if not (ROOT / "scripts" / name).is_file()] == []
 
 

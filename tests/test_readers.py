@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from forge.errors import ForgeError
-from forge.reading import documents, markup, opening, readers, rst
+from forge.reading import document_files, documents, markup, readers, rst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_documents import LIBRARY, PACKAGES, WORDS, headings, real, said
@@ -22,7 +22,7 @@ REMEDY = "repair or convert it, or exclude it"
 
 
 def parse(name: str, text: str | bytes) -> documents.Document:
-    return opening.parse(name, text if isinstance(text, bytes) else text.encode())
+    return document_files.parse(name, text if isinstance(text, bytes) else text.encode())
 
 
 def blocks(document: documents.Document) -> list[tuple]:
@@ -349,7 +349,7 @@ def test_every_word_of_a_real_page_of_html_is_kept(path):
     if path is None:
         pytest.skip("no HTML on this machine")
     try:
-        document = opening.read(path)
+        document = document_files.read(path)
     except ForgeError as error:
         assert re.search(r": not [\w-]+ \(byte 0x", error.cause)
         pytest.skip(error.cause)
@@ -622,7 +622,7 @@ def test_every_word_of_a_real_page_of_restructured_text_is_kept(path, capfd):
     if path is None:
         pytest.skip("no reStructuredText on this machine")
     text = path.read_text(encoding="utf-8")
-    document = opening.read(path)
+    document = document_files.read(path)
     text = MARKUP.sub("", text)
     wanted = Counter(words(text)) & Counter(words(text.replace("\\ ", "").replace("\\", "")))  # an escape, or in code
     missing = wanted - kept(document)
@@ -891,7 +891,12 @@ def test_a_message_quotes_no_document():
     assert "broken PDF" in error.cause
     assert "opensesame" not in error.cause
     told = ["b'one two' @3", 'not "one', "can't read 'one'", "(b'one', 2)"]
-    assert [opening.QUOTED.sub("...", text) for text in told] == ["... @3", "not ...", "can't read ...", "(..., 2)"]
+    assert [document_files.QUOTED.sub("...", text) for text in told] == [
+        "... @3",
+        "not ...",
+        "can't read ...",
+        "(..., 2)",
+    ]
 
 
 PDFS = real("/usr/share/doc/**/*.pdf", f"{PACKAGES}/**/*.pdf", count=5, largest=1_000_000)
@@ -904,7 +909,7 @@ def test_every_word_of_a_real_pdf_is_kept_in_order(path):
     if path is None:
         pytest.skip("no PDF on this machine")
     text = "\n".join(page.extract_text() for page in pypdf.PdfReader(path).pages)
-    assert said(opening.read(path)) == WORDS.findall(documents.sound(text))
+    assert said(document_files.read(path)) == WORDS.findall(documents.sound(text))
 
 
 # -- notebooks -------------------------------------------------------------------------------------------------
@@ -1003,7 +1008,7 @@ NOTEBOOKS = real(f"{Path(sys.prefix)}/src/**/*.ipynb", "/usr/share/**/*.ipynb", 
 def test_every_word_of_a_real_notebook_is_kept(path):
     if path is None:
         pytest.skip("no notebook on this machine")
-    document = opening.read(path)
+    document = document_files.read(path)
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     wanted = Counter(WORDS.findall("\n".join("".join(cell["source"]) for cell in cells)))
     assert wanted - Counter(said(document)) - headings(document) == Counter()
@@ -1084,9 +1089,9 @@ def test_a_file_is_read_by_its_suffix_whatever_its_case(tmp_path, name):
     for changed in (name, name.upper()):
         path = tmp_path / changed
         path.write_bytes(EVERY[name])
-        document = opening.read(path)
+        document = document_files.read(path)
         assert {unit.file for unit in document} == {str(path)}
-        assert document == opening.parse(str(path), EVERY[name])
+        assert document == document_files.parse(str(path), EVERY[name])
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -1148,7 +1153,7 @@ def test_noise_is_read_or_refused_by_name(name, data):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     raw = bytes(raw) if data.draw(st.booleans()) else data.draw(st.binary(max_size=300))
     try:
-        assert isinstance(opening.parse(name, raw), documents.Document)
+        assert isinstance(document_files.parse(name, raw), documents.Document)
     except ForgeError as error:
         assert error.code == 2
         assert error.cause.startswith(name)

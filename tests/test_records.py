@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from forge.errors import ForgeError
-from forge.reading import conflicts, json_records, raw, record_files, records
+from forge.reading import conflicts, json_records, raw_records, record_files, records
 from forge.reading.records import Record, Rejected
 from hub_standin import COMMIT, Hub
 from hypothesis import HealthCheck, given, settings
@@ -470,8 +470,8 @@ def test_a_list_that_is_not_utf8_loses_one_record(tmp_path):
 
 
 def test_a_long_line_is_passed_over_in_little_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "LONGEST", 1 << 20)
-    monkeypatch.setattr(raw.files, "BLOCK", 1 << 16)
+    monkeypatch.setattr(raw_records, "LONGEST", 1 << 20)
+    monkeypatch.setattr(raw_records.files, "BLOCK", 1 << 16)
     long = b'{"prompt": "' + b"a" * (30 << 20) + b'"}'
     path = put(tmp_path, GOOD + b"\n" + long + b"\n" + GOOD + b"\n" + long)
     tracemalloc.start()
@@ -489,7 +489,7 @@ def test_a_long_line_is_passed_over_in_little_memory(tmp_path, monkeypatch):
 
 
 def test_the_longest_line_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "LONGEST", 100)
+    monkeypatch.setattr(raw_records, "LONGEST", 100)
     fits = b'{"prompt": "a", "completion": "' + b"b" * 67 + b'"}'
     assert len(fits) == 100
     found = read(put(tmp_path, fits + b"\n" + fits.replace(b"b", b"bb", 1) + b"\n" + fits))
@@ -539,7 +539,7 @@ def test_lines_of_a_table(tmp_path, lines, expected):
 
 
 def test_a_long_record_of_a_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "LONGEST", 1000)
+    monkeypatch.setattr(raw_records, "LONGEST", 1000)
     long = "b" * 2000
     text = f'prompt,completion\na,{long}\nc,d\n"a","{long}"\ne,f\n'
     assert reasons(read(put(tmp_path, text, "a.csv"))) == [

@@ -13,7 +13,7 @@ from forge import chat, config
 from forge.data.reference import CANARY, Reference
 from forge.data.rows import Maker, Part
 from forge.llamacpp import llama
-from forge.reading import opening, records, scenarios
+from forge.reading import document_files, records, scenarios
 
 ROOT = Path(__file__).resolve().parents[1]
 WORD = re.compile(r"\w+")
@@ -61,7 +61,7 @@ def test_rows_are_never_longer_than_was_counted(tokenizer):
     maker = made(tokenizer)
     over = []
     for name, raw in real_texts():
-        for row in maker.document(name, opening.parse(name, raw)).rows:
+        for row in maker.document(name, document_files.parse(name, raw)).rows:
             exact = len(chat.encode_row(tokenizer, row.values)["input_ids"])
             over.append(row.tokens - exact)
             assert exact <= row.tokens <= maker.data["max_tokens"], (name, row.values["origin"])
@@ -72,7 +72,7 @@ def test_rows_are_never_longer_than_was_counted(tokenizer):
 def test_every_word_of_real_texts_is_in_a_row_or_in_the_dropped_list(tokenizer):
     maker = made(tokenizer)
     for name, raw in real_texts():
-        part = maker.document(name, opening.parse(name, raw))
+        part = maker.document(name, document_files.parse(name, raw))
         wanted = Counter(WORD.findall(raw.decode()))
         found = Counter(WORD.findall("\n".join(item["text"] for item in part.dropped)))
         for row in part.rows:
@@ -90,7 +90,7 @@ def maker(tiny_tokenizer):
 
 
 def page(maker: Maker, text: str, name: str = "page.md") -> Part:
-    return maker.document(name, opening.parse(name, text.encode()))
+    return maker.document(name, document_files.parse(name, text.encode()))
 
 
 def test_the_chain_of_headings_is_in_the_question(maker):

@@ -14,7 +14,7 @@ from forge.data.reference import CANARY
 from forge.errors import ForgeError
 from forge.files import sha256_file
 from forge.reading import scenarios
-from forge.reading.raw import Rejected
+from forge.reading.raw_records import Rejected
 
 SCENARIOS = """
 CREATE TABLE scenarios (id INTEGER PRIMARY KEY AUTOINCREMENT, prompt TEXT NOT NULL, evaluation_target TEXT NOT NULL,

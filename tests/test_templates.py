@@ -17,7 +17,7 @@ import pytest
 from conftest import CHATML
 from forge.conversations import CONVERSATIONS, turns
 from forge.llamacpp import llama
-from forge.modelfile import gotemplate, ollama
+from forge.templates import gotemplate, ollama
 from jinja2 import TemplateError
 
 ROOT = Path(__file__).resolve().parents[1]

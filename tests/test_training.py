@@ -168,7 +168,8 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_adapter(train):
 def test_out_of_memory_halves_the_batch_and_goes_on(train, monkeypatch):
     """A stand-in for a full card: no forward pass of more than 2 rows gets through."""
     import torch
-    from forge.training import resolving, stages, supervised
+    from forge.planning import resolving
+    from forge.training import stages, supervised
 
     run = train.started(training={"per_device_train_batch_size": 4})
     compute = supervised.Trainer.compute_loss
@@ -246,7 +247,8 @@ def test_the_best_adapter_is_kept_or_the_last(train):
 def test_a_stage_without_rows_is_refused_before_the_first_step(train, name):
     run = train.started(training={"stages": ["sft", name]})
     from forge import models
-    from forge.training import resolving, stages
+    from forge.planning import resolving
+    from forge.training import stages
 
     (run.layout.dataset / "preference.jsonl").unlink()
     (run.layout.dataset / "kto.jsonl").write_text("", encoding="utf-8")

@@ -13,7 +13,7 @@ import made_model
 import pytest
 import upload_model
 import yaml
-from forge import audit, config, graph
+from forge import audit, config, graph, phase
 from forge.errors import ForgeError
 from forge.publishing import licences, sending
 from hub_upload_standin import Hub, problems
@@ -60,7 +60,7 @@ def upload(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(sending, "WAITS", (0, 0))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(upload_model.phase, "guard", lambda body, debug: body())
+    monkeypatch.setattr(upload_model.command, "guard", lambda body, debug: body())
 
     def run(path: Path, *arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["upload_model.py", "--config", str(path), *arguments])
@@ -542,7 +542,7 @@ def test_what_was_sent_is_on_record(project, upload, hub):
 def test_a_lock_is_held(project, upload, hub):
     path = project()
     loaded = config.load(path)
-    with upload_model.phase.lock(loaded.layout, "train"):
+    with phase.lock(loaded.layout, "train"):
         refused(lambda: upload(path), 5, "is locked by train")
     assert hub.requests == []
 

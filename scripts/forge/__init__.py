@@ -1,4 +1,4 @@
-"""What the phases share. Imported by the scripts beside it, never run."""
+"""What the scripts share. Imported by the scripts beside it, never run."""
 
 import signal
 

@@ -1,8 +1,8 @@
 """The one config file: loading, checking, and the part of it that each phase may see.
 
 `load("config/training_config.yaml")` reads the file (and the one it `extends`), checks it against
-`forge.schema` and returns a `Config`. Every refusal names the key, its file and line, and the nearest known
-key. Imports only PyYAML and pydantic: make runs this before the big packages are installed.
+`forge.schema` and `forge.contradictions`, and returns a `Config`. Every refusal names the key, its file and line, and
+the nearest known key. Imports only PyYAML and pydantic: make runs this before the big packages are installed.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""The errors that a user is meant to read: one line of cause, one line of remedy, one exit code."""
+"""The errors that a user is meant to read: a line of cause, a line of remedy, an exit code; any other error as such a one."""
 
 import errno
 import re

@@ -273,11 +273,11 @@ def place(folder: Path) -> tuple[str, bool]:
 
 def precision(folder: Path, device: str) -> str:
     """What a model of a folder is measured in, on the `device` that `place` chose."""
-    from forge.planning import machine
+    from forge import capacity
 
     if device != "cpu":
         return compute_dtype("auto")
-    return on_processor(weight_bytes(folder), machine.free_memory()[0])
+    return on_processor(weight_bytes(folder), capacity.free_memory()[0])
 
 
 def on_processor(size: int, free: int) -> str:

@@ -6,7 +6,7 @@ from forge import chat
 from forge.conversations import CONVERSATIONS, RARE, TEXTS
 from forge.errors import ForgeError
 from forge.llamacpp import llama
-from forge.modelfile import ollama
+from forge.templates import ollama
 
 Asked = dict[str, list[dict]]
 

@@ -1,1 +1,1 @@
-"""Rows of documents, scenarios and records; near-duplicates, splits, and the writer of a dataset package."""
+"""Rows of documents, scenarios and records: free of evaluation sets, split without near-duplicates, written and kept."""

@@ -21,7 +21,7 @@ OFTEN = 500  # parts between two commits: a run that is stopped goes on from the
 # What reads and counts documents: another version may give other rows.
 LIBRARIES = ("markdown-it-py", "docutils", "beautifulsoup4", "markdownify", "mammoth", "pypdf", "rensa")
 LIBRARIES += ("detect-secrets", "phonenumbers", "tokenizers", "transformers")
-ROOMS = ("reading", "screening", "data")  # beside them, of ours
+ROOMS = ("reading", "screening", "data")  # of forge: their code makes rows
 
 
 class Cache:

@@ -1,1 +1,1 @@
-"""Everything of llama.cpp: its runtime, converter, quantizer and tools, and what a GGUF file says of itself."""
+"""llama.cpp: its runtime, converter, quantizer, compiled tools and importance matrix, and a GGUF file's metadata."""

@@ -1,6 +1,6 @@
 """What a config needs of a machine: memory of training by a replayed step, of the other phases by their shapes.
 
-`Estimator` predicts; `forge.training.resolving` asks it what fits, `plan` sets everything beside what is there. A step
+`Estimator` predicts; `forge.planning.resolving` asks it what fits, `plan` sets everything beside what is there. A step
 is replayed with one layer and with two: what a layer adds is the same for each (within 0.4% where layers alternate).
 """
 
@@ -11,9 +11,9 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-from forge import models
+from forge import capacity, models
 from forge.config import Config
-from forge.planning import machine, needs, rows, source
+from forge.planning import needs, rows, source
 from forge.planning.batch import Batch
 from forge.planning.needs import Need
 from forge.planning.phases import Plan, Planner
@@ -129,7 +129,7 @@ class Estimator:
         batches = self.batches(settings)
         largest = max(self.step(settings, choices, batch, accumulation > 1) for batch in batches)
         one_dnn = choices.device == "cpu" and choices.dtype != "float32"  # MKL keeps no kernels
-        products = min(capacity(), needs.kernels(batches, self.steps(settings))) if one_dnn else 0
+        products = min(kernels_kept(), needs.kernels(batches, self.steps(settings))) if one_dnn else 0
         adapter = self.adapter(settings["lora"])
         return needs.train(self.weights, adapter, self.tokenizer_bytes, choices, settings, largest, products)
 
@@ -147,7 +147,7 @@ def plan(configuration: Config) -> Plan:
     values, dataset = configuration.values, configuration.layout.dataset
     limit = min(values.data.max_tokens, values.training.max_length)
     estimator = Estimator(base.folder, base.tokenizer, dataset, limit)
-    return Planner(configuration, base, estimator, machine.look()).plan()
+    return Planner(configuration, base, estimator, capacity.look()).plan()
 
 
 def shortened(config, layers: int):
@@ -160,6 +160,6 @@ def shortened(config, layers: int):
     return config
 
 
-def capacity() -> int:
+def kernels_kept() -> int:
     """Products that oneDNN keeps a kernel for: 1,024 unless it is told otherwise."""
     return int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024"))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from forge import compare, disk, graph, manifest, models
+from forge import capacity, compare, disk, graph, manifest, models
 from forge.config import Config
 from forge.environment import resources
 from forge.errors import ENVIRONMENT, ForgeError
-from forge.planning import machine, needs, remedy, source, times
+from forge.planning import needs, remedy, source, times
 from forge.planning.batch import Batch
 from forge.training.choices import Choices, fitting
 from forge.weights.hollow import Weights
@@ -33,7 +33,7 @@ class Row:
 @dataclass(frozen=True)
 class Plan:
     base: source.Base
-    machine: machine.Machine
+    machine: capacity.Machine
     choices: Choices
     batches: list[Batch]
     weights: Weights
@@ -45,7 +45,7 @@ class Plan:
 class Planner:
     """Everything that the phases' needs follow from."""
 
-    def __init__(self, configuration: Config, base: source.Base, estimator, there: machine.Machine):
+    def __init__(self, configuration: Config, base: source.Base, estimator, there: capacity.Machine):
         self.config, self.values, self.layout = configuration, configuration.values, configuration.layout
         self.base, self.estimator, self.there = base, estimator, there
         self.settings = configuration.view("train")
@@ -53,8 +53,8 @@ class Planner:
         self.choices = fitting(self.settings, estimator, self.free)
         self.needed = estimator.train(self.settings, self.choices)
         known = self.layout.build / "rates.json"
-        self.rates = machine.rates(self.choices.device, self.choices.dtype, known)
-        self.on_cpu = machine.rates("cpu", "float32", known)
+        self.rates = capacity.rates(self.choices.device, self.choices.dtype, known)
+        self.on_cpu = capacity.rates("cpu", "float32", known)
 
     def plan(self) -> Plan:
         disks = self.disks()
@@ -158,8 +158,8 @@ class Planner:
         return max(disk.gguf_bytes(self.estimator.shapes, name) for name in self.values.gguf.quantizations)
 
     def disk_failures(self) -> list[ForgeError]:
-        wanted = {machine.existing(folder): size for folder, size in disk.most(self.items()).items()}
-        cache = machine.existing(machine.hub_cache())
+        wanted = {capacity.existing(folder): size for folder, size in disk.most(self.items()).items()}
+        cache = capacity.existing(capacity.hub_cache())
         same = next((folder for folder in wanted if folder.stat().st_dev == cache.stat().st_dev), cache)
         wanted[same] = wanted.get(same, 0) + self.base.download
         found = []
@@ -215,7 +215,7 @@ class Planner:
         if name == "verify-merged":
             return times.score(weights, 3 * scored, self.on_cpu) + size / rates.hashing
         if name == "gguf":
-            return times.gguf(size, len(self.values.gguf.quantizations), machine.cores(), rates)
+            return times.gguf(size, len(self.values.gguf.quantizations), capacity.cores(), rates)
         if name == "verify-gguf":
             return times.score(weights, 2 * scored, self.on_cpu) + times.answer(weights, answers, self.on_cpu)
         return None
@@ -237,12 +237,12 @@ class Planner:
         return times.train(self.estimator.weights, adapter, trained + preferred, again, evaluated, self.rates)
 
 
-def more_memory(there: machine.Machine, needed: int) -> str:
+def more_memory(there: capacity.Machine, needed: int) -> str:
     """How to get what is missing, with the value that suffices."""
-    if there.capped == machine.CONTAINER:
+    if there.capped == capacity.CONTAINER:
         return f"raise the container's memory limit by {gb(needed - there.memory)}"
     missing = -(-(needed - there.memory) // 10**9)
-    if there.capped == machine.WSL:
+    if there.capped == capacity.WSL:
         return resources.wslconfig(there.ram / 1e9, missing)
     return resources.SWAP.replace("-l 16G", f"-l {missing}G")
 

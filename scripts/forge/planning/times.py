@@ -1,7 +1,7 @@
 """About how long each phase takes: floating-point work divided by a measured rate, and shares of that rate that were
 measured. Rough: a factor of two either way is usual, and no share was measured on a GPU."""
 
-from forge.planning.machine import Rates
+from forge.capacity import Rates
 from forge.weights.hollow import Weights
 
 # Shares of the rate of large matrix products, measured with the starter on two cores: 200 tokens/s of training,

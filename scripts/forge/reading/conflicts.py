@@ -1,6 +1,6 @@
-"""What rows say against each other: opposite pairs, opposite labels, failures taught as answers, one fixed failure.
+"""What records say against each other: opposite pairs, opposite labels, failures taught as answers, one fixed failure.
 
-Rows are gone through twice: `add` keeps 16 bytes a fact of each (a million pairs: 48 MB), `reason` then judges it.
+Records are gone through twice: `add` keeps 16 bytes a fact of each (a million pairs: 48 MB), `reason` then judges it.
 """
 
 import hashlib

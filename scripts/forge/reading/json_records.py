@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from forge.errors import ForgeError
-from forge.reading import raw
-from forge.reading.raw import Known, Rejected, Row
+from forge.reading import raw_records
+from forge.reading.raw_records import Known, Rejected, Row
 
 WHOLE = 1 << 30  # bytes of a JSON list, which is held in memory
 SPACE, COLON = re.compile(r"[\s,]*"), re.compile(r"\s*:?\s*")
@@ -118,10 +118,10 @@ def lines(path: Path, name: str, known: Known) -> Iterator[Row | Rejected]:
         if _first(handle) == b"[":
             yield from whole(path, name, known)
             return
-        for number, line, size, _ in raw.bounded(handle):
+        for number, line, size, _ in raw_records.bounded(handle):
             origin = f"{name}:{number}"
             if line is None:
-                yield Rejected(origin, f"a line over {raw.LONGEST >> 20} MB", size)
+                yield Rejected(origin, f"a line over {raw_records.LONGEST >> 20} MB", size)
             elif line.strip():
                 yield _of_line(line if number > 1 else line.removeprefix(b"\xef\xbb\xbf"), origin, decoder)
 
@@ -144,7 +144,7 @@ def _of_line(line: bytes, origin: str, decoder: Strict) -> Row | Rejected:
     if "\0" in text:
         return Rejected(origin, "holds a NUL character", len(text))
     try:
-        return raw.checked(origin, decoder.decode(text))
+        return raw_records.checked(origin, decoder.decode(text))
     except json.JSONDecodeError as error:
         return Rejected(origin, ended if _cut(text, error) else f"no JSON: {error.msg}", len(text))
     except RecursionError:
@@ -156,7 +156,7 @@ def _of_line(line: bytes, origin: str, decoder: Strict) -> Row | Rejected:
 def lines_or_whole(path: Path, name: str, known: Known) -> Iterator[Row | Rejected]:
     """A list, an object with one list, or records one after the other; many a .json is JSON Lines in truth."""
     with path.open("rb") as handle:
-        _, line, _, _ = next(raw.bounded(handle), (0, None, 0, 0))
+        _, line, _, _ = next(raw_records.bounded(handle), (0, None, 0, 0))
     try:
         first = Strict().decode((line or b"").decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -179,7 +179,7 @@ def whole(path: Path, name: str, known: Known) -> Iterator[Row | Rejected]:
             if element.problem:
                 yield Rejected(origin, element.problem, len(source))
             else:
-                yield raw.checked(origin, element.value, source)
+                yield raw_records.checked(origin, element.value, source)
     except Broken as error:
         yield Rejected(f"{name}:{error.line}", f"{error}; nothing behind it is read", len(text) - error.place)
 
@@ -199,8 +199,9 @@ def _list_in(text: str, name: str, known: Known) -> tuple[int, bool]:
         return start, False
     if len(lists) == 1:
         return next(iter(lists.values())), True
+    held = f"{len(lists)} lists" if lists else "no list of records"
     raise ForgeError(
-        f"{name}: an object with {f'{len(lists)} lists' if lists else 'no list of records'} ({raw.shown(keys)})",
+        f"{name}: an object with {held} ({raw_records.shown(keys)})",
         'save the records as JSON Lines, or as {"data": [...]}',
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forge.errors import ForgeError, one_line
 from forge.reading import json_records, tables
-from forge.reading.raw import Known, Rejected, Row
+from forge.reading.raw_records import Known, Rejected, Row
 
 READERS = {
     ".jsonl": json_records.lines,

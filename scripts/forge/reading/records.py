@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forge.errors import ForgeError
-from forge.reading import raw, record_files, scenarios
+from forge.reading import raw_records, record_files, scenarios
 from forge.reading.conflicts import Conflicts
-from forge.reading.raw import Problem, Rejected
+from forge.reading.raw_records import Problem, Rejected
 
 ROLES = {"system": "system", "user": "user", "human": "user", "prompter": "user"}
 ROLES |= {
@@ -116,7 +116,7 @@ def _require_shape(row: dict, origin: str) -> "Shape":
     if shape is None and "evaluation_target" in row:
         raise ForgeError(f"{origin}: a scenario, no record to train on", "write kind: scenario_json for that source")
     if shape is None:
-        raise ForgeError(f"{origin}: no known format has the keys {raw.shown(row)}", REMEDY)
+        raise ForgeError(f"{origin}: no known format has the keys {raw_records.shown(row)}", REMEDY)
     if shape.format == "transcript" and not _is_spoken(row["text"]):
         raise ForgeError(
             f"{origin}: plain text, no conversation",
@@ -141,7 +141,7 @@ def _items(path: Path, name: str, shape: "Shape") -> Iterator[Record | Rejected]
             yield _record(item, shape)
 
 
-def _record(item: raw.Row, shape: "Shape") -> Record | Rejected:
+def _record(item: raw_records.Row, shape: "Shape") -> Record | Rejected:
     try:
         prompt, answers = shape.convert(item.value, shape)
         for key, turns in answers.items():

@@ -21,8 +21,8 @@ from urllib.parse import quote
 
 from forge import files
 from forge.errors import ForgeError
-from forge.reading import json_records, raw
-from forge.reading.raw import Problem, Rejected
+from forge.reading import json_records, raw_records
+from forge.reading.raw_records import Problem, Rejected
 
 GOOD, POOR = 0.8, 0.3  # scores: above the first an answer is fit to train, under the second it is a bad one
 WAIT = 5  # seconds that another program may hold the database locked
@@ -97,7 +97,7 @@ def _require_targets(wanted: list[str], found: list[Scenario | Rejected], name: 
     missing = next((target for target in wanted if target not in known), None)
     if missing is None:
         return
-    remedy = f"correct data.sources: targets; it holds {raw.shown(known) or 'no scenario at all'}"
+    remedy = f"correct data.sources: targets; it holds {raw_records.shown(known) or 'no scenario at all'}"
     if found and not known:
         remedy = f"correct the records, first {found[0].origin}: {found[0].reason}"
     raise ForgeError(f"{name} holds no scenario for the target {missing!r}", remedy)
@@ -108,7 +108,7 @@ def _made(target: object, made: Callable[..., Scenario], values: tuple | dict, o
     try:
         return target, made(values, origin)
     except Problem as problem:
-        return _target(target), Rejected(origin, str(problem), raw.fault(values)[1])
+        return _target(target), Rejected(origin, str(problem), raw_records.fault(values)[1])
 
 
 def _target(value: object) -> str | None:

@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 from forge import files
 from forge.errors import ForgeError, one_line
-from forge.reading import raw
-from forge.reading.raw import Known, Rejected, Row
+from forge.reading import raw_records
+from forge.reading.raw_records import Known, Rejected, Row
 
 BATCH = 4 << 20  # bytes of Parquet's own figure that are decoded at once
 DELIMITERS = {".csv": (",", ";", "\t", "|"), ".tsv": ("\t",)}
@@ -18,14 +18,14 @@ NESTED = {"messages", "conversations", "prompt", "completion", "chosen", "reject
 
 class _TooLong(Exception):
     def __init__(self):
-        super().__init__(f"a record over {raw.LONGEST >> 20} MB")
+        super().__init__(f"a record over {raw_records.LONGEST >> 20} MB")
 
 
 class _Feed:
     """Lines of a file for csv.reader. `size`, `lines` and `quotes` are those of the record that is being read."""
 
     def __init__(self, handle: BinaryIO):
-        self.bounded, self.number = raw.bounded(handle), 0
+        self.bounded, self.number = raw_records.bounded(handle), 0
         self.begin()
 
     def begin(self) -> int:
@@ -40,7 +40,7 @@ class _Feed:
         self.number, line, size, quotes = next(self.bounded)
         self.size, self.lines = self.size + size, self.lines + 1
         self.quotes += quotes if line is None else line.count(b'"')
-        if line is None or self.size > raw.LONGEST:
+        if line is None or self.size > raw_records.LONGEST:
             raise _TooLong
         text = line.decode("utf-8", "surrogateescape")
         return text.removeprefix("\ufeff") if self.number == 1 else text
@@ -52,7 +52,7 @@ class _Feed:
 
 def delimited(path: Path, name: str, known: Known) -> Iterator[Row | Rejected]:
     """Rows by the header's names. The separator is the one with which the header is one of a known format."""
-    csv.field_size_limit(max(csv.field_size_limit(), raw.LONGEST))
+    csv.field_size_limit(max(csv.field_size_limit(), raw_records.LONGEST))
     with path.open("rb") as handle:
         delimiter = _delimiter(handle, DELIMITERS[path.suffix.lower()], known)
         feed = _Feed(handle)
@@ -74,7 +74,7 @@ def delimited(path: Path, name: str, known: Known) -> Iterator[Row | Rejected]:
                 told = f"{len(fields)} fields, the header has {len(header)}"
                 yield Rejected(origin, told, sum(map(len, fields)))
             elif fields:
-                yield raw.checked(origin, dict(zip(header, fields, strict=True)), "".join(fields))
+                yield raw_records.checked(origin, dict(zip(header, fields, strict=True)), "".join(fields))
 
 
 def _delimiter(handle: BinaryIO, possible: tuple[str, ...], known: Known) -> str:
@@ -137,7 +137,7 @@ def _cells(value: dict | UnicodeDecodeError, origin: str) -> Row | Rejected:
     if isinstance(value, UnicodeDecodeError):
         return Rejected(origin, f"not UTF-8 (byte 0x{value.object[value.start]:02x})", len(value.object))
     # pandas writes a missing number as NaN
-    return raw.checked(origin, {key: None if item != item else item for key, item in value.items()})
+    return raw_records.checked(origin, {key: None if item != item else item for key, item in value.items()})
 
 
 def _wanted(field, pa) -> bool:

@@ -1,1 +1,1 @@
-"""The report page: facts and answers from the records, charts (drawing), the lineage, the page itself."""
+"""The report page: facts and answers from the records, charts (drawing), the lineage (diagram), the page itself."""

@@ -1,1 +1,1 @@
-"""What must not be trained: bypass data, secrets, personal data."""
+"""What must not be trained: bypass data, secrets, personal data, control tokens of the model."""

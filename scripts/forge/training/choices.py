@@ -1,4 +1,4 @@
-"""What `auto` may stand for on this machine, and which of it fits; forge.training.resolving takes it."""
+"""What `auto` may stand for on this machine, and which of it fits; forge.planning.resolving takes it."""
 
 import functools
 import importlib.util
@@ -41,7 +41,7 @@ class Choices:
 def fitting(settings: dict, estimator, free: int) -> Choices:
     """The fastest way whose peak, in bytes, leaves something of what is free; where none does, the smallest.
 
-    `estimator`: an estimate.Estimator. Where the weights alone are too much no step is replayed: for 7B that takes
+    `estimator`: an Estimator of planning. Where the weights alone are too much no step is replayed: for 7B that takes
     seconds.
     """
     options = possible(settings)
@@ -103,9 +103,9 @@ def bfloat16_pays() -> bool:
     Its flags do not tell: one with AVX512-BF16 and without AMX made 145 GFLOP/s in bfloat16 and 250 in float32, and
     steps of the starter took 1.43 times as long; there bfloat16 is only the way that takes half of the memory.
     """
-    from forge.planning import machine
+    from forge import capacity
 
-    pace = {dtype: max(machine.multiplying("cpu", dtype, 0.05) for _ in range(3)) for dtype in ("bfloat16", "float32")}
+    pace = {dtype: max(capacity.multiplying("cpu", dtype, 0.05) for _ in range(3)) for dtype in ("bfloat16", "float32")}
     return pace["bfloat16"] > 1.2 * pace["float32"]
 
 

@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from forge import files, models
-from forge.planning import estimate, machine
+from forge import capacity, files, models
+from forge.planning import estimate
 from forge.training import choices, ranks
 
 
@@ -23,7 +23,7 @@ def resolve_here(settings: dict, base: Path, dataset: Path | None, known: Path |
         dtype = json.loads(known.read_text(encoding="utf-8"))
         settings = {**settings, "quantization": {**settings["quantization"], "bnb_4bit_compute_dtype": dtype}}
     found = estimate.Estimator.of(base, dataset, settings["training"]["max_length"])
-    free = machine.room(models.device()) // ranks.world_here()
+    free = capacity.room(models.device()) // ranks.world_here()
     chosen = choices.fitting(settings, found, free)
     if known:
         files.write_json(known, chosen.dtype)

@@ -1,4 +1,4 @@
-"""A record as it stands in a file, before anything is made of it, and what of it cannot be written down."""
+"""Records as they stand in files, before anything is made of them: lines of bounded length, what is wrong, where."""
 
 import math
 import re

@@ -1,6 +1,6 @@
 """Ollama's TEMPLATE: what a Modelfile may hold so that Ollama writes a prompt as the model's own chat template does.
 
-templates/ has one for each way of writing that is known here. trim.gotmpl goes in front of those that take white
+This folder has one for each way of writing that is known here. trim.gotmpl goes in front of those that take white
 space off: Go has nothing for that. (It takes off ASCII's; Jinja takes off that of all scripts.) A TEMPLATE is written
 into a Modelfile only where its text was equal to that of the model's template in every conversation. Ollama hands the
 text to llama.cpp, which puts the start token in front when the file says so: a TEMPLATE must not begin with it. Tools
@@ -10,9 +10,9 @@ are not in them. tests/test_templates.py compares `render` with Go.
 import functools
 from pathlib import Path
 
-from forge.modelfile import gotemplate
+from forge.templates import gotemplate
 
-FOLDER = Path(__file__).parent / "templates"
+FOLDER = Path(__file__).parent
 TRIM = "trim"
 
 

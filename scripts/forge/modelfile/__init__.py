@@ -1,1 +1,0 @@
-"""Ollama's TEMPLATEs: which of them writes a prompt as the model's own chat template does."""
