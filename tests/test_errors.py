@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ command.guard(body, debug={debug})
 
 def guarded(body: str, debug: bool = False) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", GUARD.format(body=body, debug=debug)],
+        [sys.executable, "-c", GUARD.format(body=textwrap.indent(textwrap.dedent(body), "    ").strip(), debug=debug)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": ""},
         capture_output=True,
@@ -153,6 +154,36 @@ def test_an_interruption_before_the_guard_is_no_traceback():
         [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_second_interruption_does_not_break_the_clearing_up():
+    """make hands on a SIGTERM that the script had already: the folder is removed nevertheless, and it is said once."""
+    done = guarded("""
+        import os, signal
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            print("cleared up")
+    """)
+    assert (done.returncode, done.stdout) == (75, "cleared up\n")
+    assert done.stderr == "FAIL interrupted\n  do run the same command again: it goes on\n"
+
+
+def test_an_interruption_later_than_that_ends_what_hangs():
+    done = guarded("""
+        import os, signal, time
+        from forge import command
+        command.GRACE = 0.1
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+            print("never")
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "", "")
 
 
 def test_guard_prints_what_was_said_before_the_error():

@@ -5,10 +5,13 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
-from forge.errors import OK, ForgeError, explained
+from forge.errors import INTERRUPTED, OK, ForgeError, explained
+
+GRACE = 2.0  # seconds
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -21,11 +24,30 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return result
 
 
+class Interrupt:
+    """Handler of SIGINT and SIGTERM: the first one interrupts, one that comes after GRACE ends the process at once.
+
+    Those in between are the same wish again, sent by make or by an impatient hand, and must not break the clearing up.
+    """
+
+    def __init__(self):
+        self.first: float | None = None
+
+    def __call__(self, *_: object) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+            raise KeyboardInterrupt
+        if now - self.first > GRACE:
+            os._exit(INTERRUPTED)  # as after a kill, the next run mends what is left
+
+
 def guard(body: Callable[[], None], debug: bool = False) -> None:
     """Run `body`, turn every failure into a cause, a remedy and an exit code, and end the process."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt = Interrupt()
+    signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as forge/__init__.py leaves it; nohup ignores it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, interrupt)
     try:
         body()
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The errors that a user is meant to read: a line of cause, a line of remedy, an exit code; any other error as such a one."""
+"""The errors that a user is meant to read: a cause, a remedy and an exit code; and any other error made into one."""
 
 import errno
 import re

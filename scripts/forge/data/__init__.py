@@ -1,1 +1,1 @@
-"""Rows of documents, scenarios and records: free of evaluation sets, split without near-duplicates, written and kept."""
+"""Rows of documents, scenarios and records: free of evaluation sets, split without near-duplicates, written, cached."""

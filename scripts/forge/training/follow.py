@@ -1,5 +1,6 @@
 """What watches a stage while it trains: progress, complete checkpoints, a stop that saves, an end to a bad loss."""
 
+import contextlib
 import math
 import signal
 import time
@@ -25,8 +26,10 @@ class Follow(TrainerCallback):
         self.last: tuple[float, int, int] | None = None  # time, step and tokens at the last line of progress
 
     def ask(self, *_: object) -> None:
-        self.asked = True
-        self.run.say("stopping after this step; a checkpoint will be saved")
+        if not self.asked:
+            self.asked = True
+            with contextlib.suppress(RuntimeError):  # it may come while a line is printed
+                self.run.say("stopping after this step; a checkpoint will be saved")
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **_: object) -> None:
         batches.set_epoch(train_dataloader, math.floor(state.epoch + 1e-6))  # it is a sum of steps' shares
