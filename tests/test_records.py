@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 from forge.errors import ForgeError
-from forge.reading import conflicts, json_records, raw_records, record_files, records
+from forge.reading import conflicts, json_records, raw_records, records
 from forge.reading.records import Record, Rejected
 from hub_standin import COMMIT, Hub
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "sk-4f9a81c2d7e6"
@@ -752,85 +750,6 @@ def test_facts_are_sixteen_bytes_and_any_of_them_is_found_again():
     assert conflicts._common(bytearray(b"".join(ends)), bytearray(b"".join(reversed(ends)))) == set(ends)
     most = bytearray(b"".join(ends) + ends[3] * 17)
     assert conflicts._majority(most) == (ends[3], 18, 33)
-
-
-# -- anything at all ------------------------------------------------------------------------------------------
-
-TEXT = st.sampled_from([ASKED, SAID, "", " ", "TODO", "a\0b", "\ud800", "Human: a\nAssistant: b", "caf\u00e9"])
-SCALAR = st.one_of(TEXT, st.none(), st.booleans(), st.integers(-2, 2), st.floats())
-ROLE = st.sampled_from(["user", "assistant", "system", "human", "gpt", "tool", "nobody", 5])
-TURN = st.one_of(
-    SCALAR,
-    st.fixed_dictionaries({"role": ROLE, "content": SCALAR}),
-    st.fixed_dictionaries({"from": ROLE, "value": TEXT}),
-)
-VALUE = st.one_of(SCALAR, st.lists(TURN, max_size=5), st.dictionaries(st.sampled_from(["a", "role"]), SCALAR))
-VALID = [
-    {"messages": [BRIEF, *turns(ASKED, SAID)]},
-    {"conversations": turns(ASKED, SAID, said="from", text="value", names=("human", "gpt"))},
-    {"instruction": ASKED, "input": "", "output": SAID},
-    {"prompt": ASKED, "completion": SAID},
-    {"prompt": ASKED, "chosen": SAID, "rejected": OTHER},
-    {"chosen": turns(ASKED, SAID), "rejected": turns(ASKED, OTHER)},
-    {"prompt": ASKED, "completion": SAID, "label": True},
-    {"text": f"Human: {ASKED}\nAssistant: {SAID}"},
-]
-KEYS = sorted({"system", "metadata", "score", "question"}.union(*VALID))
-CHANGED = st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=2)
-ROWS_OF_ONE_FORMAT = st.builds(
-    lambda row, changes: [
-        row,
-        *({**row, **{key: value for key, value in new.items() if key in row}} for new in changes),
-    ],
-    st.sampled_from(VALID),
-    st.lists(CHANGED, max_size=5),
-)
-ROWS_OF_ANY = st.lists(st.one_of(VALUE, CHANGED, st.sampled_from(VALID)), max_size=5)
-NOISE = st.one_of(
-    st.binary(max_size=200),
-    st.lists(st.sampled_from([b'"', b"{", b"}", b"[", b"]", b",", b"\n", b":", b"prompt", b"completion", b"a"])).map(
-        b"".join
-    ),
-)
-
-
-def check(path: Path) -> None:
-    """Only declared errors; every record can be rendered and written down."""
-    try:
-        found = read(path)
-    except ForgeError as error:
-        assert error.code == 2
-        return
-    for item in found:
-        if isinstance(item, Rejected):
-            assert item.reason
-            continue
-        answers = [turn for side in (item.completion, item.chosen, item.rejected) if side for turn in side]
-        assert len(answers) == (2 if item.kind == "preference" else 1)
-        assert (item.label is None) == (item.kind != "kto")
-        spoken = [turn["role"] for turn in item.prompt if turn["role"] != "system"]
-        assert spoken == [("user", "assistant")[place % 2] for place in range(len(spoken))]
-        assert spoken[-1] == "user"
-        assert {turn["role"] for turn in answers} == {"assistant"}
-        for turn in (*item.prompt, *answers):
-            assert turn["content"].strip()
-            assert "\0" not in turn["content"]
-        json.dumps([item.prompt, answers, item.meta], ensure_ascii=False, allow_nan=False).encode("utf-8")
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    NOISE, st.sampled_from(record_files.SUFFIXES), st.sampled_from([b"", b"prompt,completion\n", b"[" + GOOD, b"PAR1"])
-)
-def test_noise_is_read_or_refused(tmp_path_factory, noise, suffix, begin):
-    check(put(tmp_path_factory.getbasetemp(), begin + noise, f"noise{suffix}"))
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.one_of(ROWS_OF_ONE_FORMAT, ROWS_OF_ANY), st.sampled_from(["jsonl", "json"]))
-def test_any_json_is_read_or_refused(tmp_path_factory, rows, form):
-    text = json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows))
-    check(put(tmp_path_factory.getbasetemp(), text, f"generated.{form}"))
 
 
 # -- the Hub --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from forge import config, files, graph, manifest
 from forge.errors import ForgeError
+from hypothesis import HealthCheck, settings
 from project import TIMES, make
 
 RUNS = int(os.environ.get("RUNS") or 0)
@@ -35,6 +36,14 @@ def runs(few: int, share: float = 1) -> range:
 def cases(few: int) -> int:
     """How many examples Hypothesis tries: RUNS=50 are 10,000 of each kind."""
     return RUNS * 200 or few
+
+
+#: One folder serves all examples of a test: each writes its file anew.
+poison = settings(
+    max_examples=cases(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 
 
 def copy(chain: Path, folder: Path) -> Path:

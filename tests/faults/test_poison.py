@@ -16,18 +16,12 @@ import yaml
 from forge import config, files, graph, manifest, phase, schema
 from forge.errors import ForgeError
 from forge.reading import scenarios
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = yaml.safe_load((ROOT / "config/training_config.yaml").read_text(encoding="utf-8"))
 pytestmark = pytest.mark.timeout(600 + 60 * harm.RUNS)
-#: One folder serves all examples of a test: each writes its file anew.
-poison = settings(
-    max_examples=harm.cases(60),
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
 NUMBER = st.one_of(st.integers(), st.floats(), st.sampled_from([0, -1, 2**63, 10**400, 1e308, -0.0]))
 SCALAR = st.one_of(st.none(), st.booleans(), NUMBER, st.text(max_size=20))
 VALUE = st.recursive(
@@ -83,7 +77,7 @@ def use_config(path: Path) -> None:
         assert row.record(loaded.layout) and loaded.digest(row.name)
 
 
-@poison
+@harm.poison
 @given(changed(WHOLE))
 def test_a_config_of_any_values(tmp_path, values):
     path = tmp_path / "a.yaml"
@@ -91,7 +85,7 @@ def test_a_config_of_any_values(tmp_path, values):
     only_declared(lambda: use_config(path), 2)
 
 
-@poison
+@harm.poison
 @given(st.one_of(st.binary(max_size=200), st.text(":-[]{}&*!|>#'\"\n\t ab1<", max_size=80).map(str.encode)))
 def test_a_config_of_any_bytes(tmp_path, raw):
     path = tmp_path / "a.yaml"
@@ -118,7 +112,7 @@ def recorded(checkout, write_config) -> tuple[config.Config, dict]:
     }
 
 
-@poison
+@harm.poison
 @given(st.data(), st.booleans())
 def test_a_record_of_any_content(recorded, data, sealed):
     """Sealed, as a program would write it that means harm."""
@@ -139,7 +133,7 @@ def test_a_record_of_any_content(recorded, data, sealed):
     only_declared(use, 6)
 
 
-@poison
+@harm.poison
 @given(st.binary(max_size=300))
 def test_a_record_of_any_bytes(tmp_path, raw):
     path = tmp_path / "manifest.json"
@@ -175,7 +169,7 @@ def database(path: Path, rows: list[tuple], ratings: list[tuple]) -> None:
         made.commit()
 
 
-@poison
+@harm.poison
 @given(
     st.lists(st.tuples(CELL, st.one_of(CELL, st.just("a")), CELL), min_size=1, max_size=4),
     st.lists(st.tuples(st.one_of(CELL, st.just(1)), CELL, CELL), max_size=3),
@@ -186,7 +180,7 @@ def test_a_database_of_any_cells(tmp_path, rows, ratings):
     only_declared(lambda: use_scenarios(path), 2)
 
 
-@poison
+@harm.poison
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8), st.floats(0, 1))
 def test_a_database_of_changed_bytes(tmp_path, changes, cut):
     path = tmp_path / "scenarios.db"
@@ -205,7 +199,7 @@ TEXT = st.one_of(
 )
 
 
-@poison
+@harm.poison
 @given(prompt=TEXT, version=TEXT, base=TEXT, token=TEXT)
 def test_a_modelfile_of_any_texts(recorded, prompt, version, base, token):
     loaded, _ = recorded
