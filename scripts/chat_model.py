@@ -10,6 +10,7 @@ Each line is a question; what was said before is remembered, up to the model's c
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -35,6 +36,7 @@ def chat(arguments: argparse.Namespace) -> None:
     system = model.project["system_prompt"]
     start = [{"role": "system", "content": system}] if system else []
     said = {name: list(start) for name in talkers}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # each is meant: it stops an answer, or ends the talk
     try:
         tell(f"{model.path.name}: Ctrl-C stops an answer, Ctrl-D ends the talk")
         for question in questions():

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from forge.errors import INTERRUPTED, OK, ForgeError, explained
+from forge.errors import OK, ForgeError, explained
 
 GRACE = 2.0  # seconds
 
@@ -25,21 +26,17 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 class Interrupt:
-    """Handler of SIGINT and SIGTERM: the first one interrupts, one that comes after GRACE ends the process at once.
-
-    Those in between are the same wish again, sent by make or by an impatient hand, and must not break the clearing up.
-    """
+    """Handler of SIGINT and SIGTERM. What comes within GRACE of one that interrupted is the same wish again, sent by
+    make or by an impatient hand, and must not break the clearing up."""
 
     def __init__(self):
-        self.first: float | None = None
+        self.last = -math.inf
 
     def __call__(self, *_: object) -> None:
         now = time.monotonic()
-        if self.first is None:
-            self.first = now
+        if now - self.last > GRACE:
+            self.last = now
             raise KeyboardInterrupt
-        if now - self.first > GRACE:
-            os._exit(INTERRUPTED)  # as after a kill, the next run mends what is left
 
 
 def guard(body: Callable[[], None], debug: bool = False) -> None:
@@ -55,6 +52,8 @@ def guard(body: Callable[[], None], debug: bool = False) -> None:
     except BrokenPipeError:
         code = OK  # `make status | head`
     except (Exception, KeyboardInterrupt) as error:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # it ends in any case
         code = fail(explained(error), debug)
     # Threads of torch and tokenizers must not hold up the end.
     with contextlib.suppress(OSError, ValueError):

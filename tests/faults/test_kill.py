@@ -103,5 +103,6 @@ def test_a_signal_to_all_processes(chain, tmp_path, run):
         os.killpg(process.pid, number)
         time.sleep(draw.uniform(0, 0.5))
     printed = harm.kill(process, signals[-1])
-    assert "Traceback" not in printed, printed
+    over = f"{phase.name}: wrote" in printed  # sooner than when it was measured: the signal met the start of a Python
+    assert over or "Traceback" not in printed, printed
     harm.harmless(fault, harm.recover(root, chain))

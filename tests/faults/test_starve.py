@@ -89,7 +89,7 @@ def test_little_memory(chain, tmp_path, run):
     )
     if done.returncode:
         harm.refused_kindly(done, 7)
-        assert harm.weights(root) == before
+        assert before.items() <= harm.weights(root).items()  # a checkpoint may be there besides, to go on from
     harm.harmless(fault, harm.recover(root, chain), code=done.returncode)
 
 

@@ -284,7 +284,7 @@ def _opened(path: Path, name: str) -> Iterator[sqlite3.Connection]:
             database.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
             _require_schema(database, name)
             yield database
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite's own message quotes bytes
         if "locked" in str(error):
             raise ForgeError(
                 f"{name} is locked by another program", "close scenario-forge, then run the same command again"
