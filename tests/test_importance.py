@@ -189,7 +189,7 @@ def test_a_source_that_the_library_is_not_of(source):
 
 @pytest.mark.slow
 def test_two_runs_compile_once_and_a_killed_one_leaves_nothing_half(source, tmp_path):
-    code = "from forge import importance; print(importance.tool(print))"
+    code = "from forge.llamacpp import importance; print(importance.tool(print))"
 
     def start() -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
