@@ -71,7 +71,7 @@ def _try_within_limits(tokenizer) -> None:
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted)
         except MemoryError:
             raise
-        except Exception:
+        except Exception:  # it may refuse such turns: here is only asked whether it ends, and in how much memory
             continue
 
 

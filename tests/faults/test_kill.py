@@ -103,6 +103,6 @@ def test_a_signal_to_all_processes(chain, tmp_path, run):
         os.killpg(process.pid, number)
         time.sleep(draw.uniform(0, 0.5))
     printed = harm.kill(process, signals[-1])
-    over = f"{phase.name}: wrote" in printed  # sooner than when it was measured: the signal met the start of a Python
-    assert over or "Traceback" not in printed, printed
+    over = f"{phase.name}: wrote" in printed  # sooner than when it was measured: the signal met the start of a Python,
+    assert "Traceback" not in printed or (over and "in guard" not in printed), printed  # before its script had a guard
     harm.harmless(fault, harm.recover(root, chain))
