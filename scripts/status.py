@@ -5,8 +5,9 @@ Reads the config and the records of all phases; changes nothing. Judged by conte
 """
 
 import datetime
+from pathlib import Path
 
-from forge import command, config, files, graph, state
+from forge import command, config, disk, files, graph, state
 
 
 def main() -> None:
@@ -21,6 +22,21 @@ def show(configuration: config.Config) -> None:
     for found in state.of_phases(configuration):
         told = found.phase.name, found.name, size(found.record), when(found, layout), took(found.record), found.note
         print("{:15} {:8} {:>9} {:17} {:>7}  {}".format(*told))
+    if saved := unfinished(layout.checkpoints):
+        print(f"\n{saved}")
+
+
+def unfinished(checkpoints: Path) -> str | None:
+    """What a training that has not ended saved: `make redo` that was stopped leaves it beside the adapter of before."""
+    sealed = [path.parent for path in checkpoints.glob("*/*/*/complete.json")]
+    if not sealed:
+        return None
+    last = max(sealed, key=lambda path: path.stat().st_mtime)
+    return (
+        f"a training that has not ended: {last.relative_to(checkpoints)}, "
+        f"{files.size_text(disk.size_of(checkpoints))} in {checkpoints}\n"
+        "  with the settings that it began with, make train goes on from there (make redo PHASE=train if it is done)"
+    )
 
 
 def size(record: dict | None) -> str:

@@ -8,6 +8,7 @@ import status
 from finished import Finished
 from forge import files, graph
 from forge.errors import ForgeError
+from forge.training import checkpoints
 
 
 @pytest.fixture
@@ -79,6 +80,21 @@ def test_status_has_a_size_and_a_date_for_all_that_was_made(project, run_script)
     assert lines["verify-gguf"][1:] == ["failed", "FAIL,", "see", "evaluation/test/verify-gguf/verdict.json"]
     assert lines["modelfile"][1:6] == ["stale", "6", "B", "2027-01-15", "08:00"]
     assert "\x1b" not in done.stdout
+
+
+def test_status_tells_of_a_training_that_has_not_ended(project, run_script):
+    assert "not ended" not in run_script("status.py", "--config", project.path, check=True).stdout
+    place = project.layout.checkpoints / "0123456789abcdef/sft"
+    for step, moment in ((8, 1_800_000_000), (16, 1_800_000_060)):
+        folder = place / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(b"0" * 499)
+        checkpoints.seal(folder)
+        os.utime(folder, (moment, moment))
+    (place / "checkpoint-24").mkdir()  # not sealed: it was being written
+    told = run_script("status.py", "--config", project.path, check=True).stdout.splitlines()[-2]
+    assert told.startswith("a training that has not ended: 0123456789abcdef/sft/checkpoint-16, 1.")
+    assert told.endswith(" kB in models/checkpoints/test")
 
 
 @pytest.mark.parametrize(("bytes_of", "told"), [(7, "7 B"), (99_949, "99.9 kB"), (105_454_752, "105.5 MB")])
