@@ -127,9 +127,12 @@ def trained(root: Path, values: dict, name: str, length: int, count: int, at_onc
 def write_rows(path: Path, tokenizer, length: int, count: int) -> None:
     """`count` questions whose answers fill rows of `length` tokens as nearly as whole words do."""
     sentences, noise = prose(), random.Random(length)
-    frame = len(chat.encode_row(tokenizer, row(0, "x"))["input_ids"]) - 1  # what is not the answer
-    answers = (answer(tokenizer, noise, sentences, length - frame) for _ in range(count))
-    files.write_jsonl(path, (row(number, text) for number, text in enumerate(answers)))
+
+    def filled(number: int) -> dict:
+        frame = len(chat.encode_row(tokenizer, row(number, "x"))["input_ids"]) - 1  # what is not the answer
+        return row(number, answer(tokenizer, noise, sentences, length - frame))
+
+    files.write_jsonl(path, map(filled, range(count)))
 
 
 def answer(tokenizer, noise: random.Random, sentences: list[list[str]], budget: int) -> str:
