@@ -28,13 +28,16 @@ def show(configuration: config.Config) -> None:
 
 def unfinished(checkpoints: Path) -> str | None:
     """What a training that has not ended saved: `make redo` that was stopped leaves it beside the adapter of before."""
-    sealed = [path.parent for path in checkpoints.glob("*/*/*/complete.json")]
-    if not sealed:
+    try:
+        sealed = [path.parent for path in checkpoints.glob("*/*/*/complete.json")]
+        if not sealed:
+            return None
+        last, held = max(sealed, key=lambda path: path.stat().st_mtime), disk.size_of(checkpoints)
+    except FileNotFoundError:  # it trains just now: older checkpoints are removed meanwhile
         return None
-    last = max(sealed, key=lambda path: path.stat().st_mtime)
     return (
         f"a training that has not ended: {last.relative_to(checkpoints)}, "
-        f"{files.size_text(disk.size_of(checkpoints))} in {checkpoints}\n"
+        f"{files.size_text(held)} in {checkpoints}\n"
         "  with the settings that it began with, make train goes on from there (make redo PHASE=train if it is done)"
     )
 
