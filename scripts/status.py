@@ -8,6 +8,7 @@ import datetime
 from pathlib import Path
 
 from forge import command, config, disk, files, graph, state
+from forge.training import checkpoints
 
 
 def main() -> None:
@@ -26,18 +27,17 @@ def show(configuration: config.Config) -> None:
         print(f"\n{saved}")
 
 
-def unfinished(checkpoints: Path) -> str | None:
+def unfinished(folder: Path) -> str | None:
     """What a training that has not ended saved: `make redo` that was stopped leaves it beside the adapter of before."""
     try:
-        sealed = [path.parent for path in checkpoints.glob("*/*/*/complete.json")]
-        if not sealed:
-            return None
-        last, held = max(sealed, key=lambda path: path.stat().st_mtime), disk.size_of(checkpoints)
+        last, held = checkpoints.newest(folder), disk.size_of(folder)
     except FileNotFoundError:  # it trains just now: older checkpoints are removed meanwhile
         return None
+    if last is None:
+        return None
     return (
-        f"a training that has not ended: {last.relative_to(checkpoints)}, "
-        f"{files.size_text(held)} in {checkpoints}\n"
+        f"a training that has not ended: {last.relative_to(folder)}, "
+        f"{files.size_text(held)} in {folder}\n"
         "  with the settings that it began with, make train goes on from there (make redo PHASE=train if it is done)"
     )
 

@@ -12,6 +12,7 @@ import families
 import pytest
 import yaml
 from conftest import CHATML, PAGES
+from forge.errors import ForgeError
 from forge.llamacpp import converter, llama
 from forge.templates import ollama
 
@@ -299,8 +300,9 @@ def test_attention_sinks_are_refused():
     from forge.training import attention
 
     some = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(ForgeError, match="the base's attention has sinks") as caught:
         attention.forward(torch.nn.Module(), some, some, some, None, s_aux=torch.zeros(2))
+    assert caught.value.code == 2
 
 
 # -- what a GGUF cannot say ----------------------------------------------------------------------------------------

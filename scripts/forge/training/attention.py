@@ -6,6 +6,8 @@ them) cut the batch before the scores are computed. A batch without limits (padd
 same arithmetic with transformers' own mask.
 """
 
+from forge.errors import BAD_INPUT, ForgeError
+
 NAME = "rows"
 
 
@@ -34,12 +36,17 @@ def forward(
 ):
     """Output (batch, tokens, heads, width) for `query` (batch, heads, tokens, width), `key` and `value` of fewer heads.
 
-    `cu_seq_lens_q`: where the rows of a packed batch (of batch size 1) begin, and the end of the last.
+    `cu_seq_lens_q`: where the rows of a packed batch (of batch size 1) begin, and the end of the last. Raises
+    ForgeError (2) for attention with sinks.
     """
     import torch
 
     if s_aux is not None:
-        raise NotImplementedError("attention sinks")
+        raise ForgeError(
+            "the base's attention has sinks, which training.attention: rows does not compute",
+            "set training.attention: eager and training.packing: false (not tried), or choose another base",
+            BAD_INPUT,
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rate = dropout if module.training else 0.0
     if cu_seq_lens_q is None or query.shape[0] != 1:

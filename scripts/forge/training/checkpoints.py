@@ -46,6 +46,13 @@ def latest(place: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def newest(project: Path) -> Path | None:
+    """The folder that was sealed last below models/checkpoints/<name>, a finished stage's included; damage is not
+    looked for. Raises FileNotFoundError where a training removes it meanwhile."""
+    found = [path.parent for path in project.glob(f"*/*/*/{SEAL}")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
 def _damage(checkpoint: Path) -> str | None:
     try:
         listed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
